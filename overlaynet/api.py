@@ -1,0 +1,83 @@
+"""All that a plugin imports.
+
+A driver is a class derived from :class:`Store` (or :class:`TableStore`), :class:`Backend` or :class:`Router`, named by an
+entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``overlaynet.routers``. An observer is a
+module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
+"""
+
+from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
+from overlaynet.errors import (
+    BackendError,
+    ConfigError,
+    LeaseLost,
+    OverlaynetError,
+    PluginError,
+    RecordError,
+    RouterError,
+    StoreError,
+    StoreUnavailable,
+    SubnetsExhausted,
+    UnderlayError,
+)
+from overlaynet.hookspecs import hookimpl
+from overlaynet.leases import TableStore
+from overlaynet.model import (
+    JSON,
+    Device,
+    IPAddress,
+    IPNetwork,
+    Lease,
+    LeaseData,
+    LeaseRequest,
+    Malformed,
+    Peer,
+    Route,
+    Snapshot,
+    Subnets,
+    Underlay,
+)
+from overlaynet.network import Network, SubnetRange
+from overlaynet.options import between, one_of, option
+from overlaynet.table import Record, Table
+
+__all__ = [
+    "API",
+    "JSON",
+    "Backend",
+    "BackendError",
+    "ConfigError",
+    "Device",
+    "Driver",
+    "IPAddress",
+    "IPNetwork",
+    "Lease",
+    "LeaseData",
+    "LeaseLost",
+    "LeaseRequest",
+    "Malformed",
+    "Network",
+    "NoOptions",
+    "OverlaynetError",
+    "Peer",
+    "PluginError",
+    "Record",
+    "RecordError",
+    "Route",
+    "Router",
+    "RouterError",
+    "Snapshot",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "SubnetRange",
+    "Subnets",
+    "SubnetsExhausted",
+    "Table",
+    "TableStore",
+    "Underlay",
+    "UnderlayError",
+    "between",
+    "hookimpl",
+    "one_of",
+    "option",
+]

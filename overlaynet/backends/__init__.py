@@ -1,0 +1,1 @@
+"""The built-in backends, each found by its entry point."""

@@ -1,0 +1,167 @@
+"""The three axes: what a store, a backend and a router must do, as abstract base classes.
+
+Drivers are level-triggered: they are handed whole desired states, never deltas, and handing them the same state twice
+changes nothing. They know neither the daemon nor each other.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import attrs
+
+from overlaynet.model import JSON, Device, Lease, LeaseData, LeaseRequest, Peer, Route, Snapshot, Underlay
+from overlaynet.network import Network
+
+API = (1, 0)
+"""Version of the contract in this module: a driver fits if its major number is equal and its minor not greater."""
+
+
+@attrs.frozen
+class NoOptions:
+    """The options of a driver that has none."""
+
+
+class Driver(abc.ABC):
+    """What the three axes share.
+
+    The constructor is cheap and does no I/O: it only keeps ``options``, an instance of the class's ``Options``.
+    """
+
+    api: ClassVar[tuple[int, int]] = (1, 0)
+    """The version of the contract that the driver was written for."""
+    Options: ClassVar[type[Any]] = NoOptions
+    """An attrs class whose fields are the driver's options; see :mod:`overlaynet.options`."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    async def aclose(self) -> None:  # noqa: B027 - nothing to free is a fair default
+        """Free everything that the driver holds; idempotent, and safe to call at any point of its life.
+
+        The core calls it exactly once for each driver it made, whatever happened before.
+        """
+
+
+class Store(Driver):
+    """Who owns which subnet, and where is that node?
+
+    Every method may raise :exc:`~overlaynet.errors.StoreUnavailable` (the core tries again, with backoff) and
+    :exc:`~overlaynet.errors.StoreError` (the core gives up). Most stores need not implement this class: supplying a
+    compare-and-swap table to :class:`overlaynet.api.TableStore` is enough.
+    """
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """Where the store is, for messages, without secrets: ``etcd at http://10.0.0.1:2379, prefix /coreos.com/network``."""
+
+    @abc.abstractmethod
+    async def read_network(self) -> str | None:
+        """The text of the network document, or ``None`` if the store has none."""
+
+    @abc.abstractmethod
+    async def create_network(self, document: str) -> bool:
+        """Write the network document if there is none; ``False`` if there is one, with nothing written."""
+
+    @abc.abstractmethod
+    async def replace_network(self, document: str) -> None:
+        """Write the network document, whether or not there is one. The last of several concurrent calls wins."""
+
+    @abc.abstractmethod
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        """Claim subnets for a node: those it holds already, those it held before, or free ones, in this order.
+
+        Two calls, from wherever, never return overlapping subnets to two nodes. A node's claim is its own by
+        ``request.node``; a lease that names no node (flannel wrote it) is its own if it has the same public address.
+
+        :raises SubnetsExhausted: if every subnet of the network is leased.
+        """
+
+    @abc.abstractmethod
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        """Write the lease (which this node holds) with its whole lifetime again; also publishes changed addresses or data.
+
+        ``lease`` is what :meth:`acquire` or the last :meth:`renew` returned, evolved at will except for
+        ``subnets`` and ``version``. If the record has vanished, it is created again.
+
+        :raises LeaseLost: if another node, or another process of this node, has written the record, or holds an
+            overlapping subnet.
+        """
+
+    @abc.abstractmethod
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back; nothing happens if this process no longer holds it."""
+
+    @abc.abstractmethod
+    async def leases(self) -> Snapshot:
+        """All leases now, each with its remaining lifetime."""
+
+    @abc.abstractmethod
+    def watch(self) -> AsyncGenerator[Snapshot, None]:
+        """Yield all leases: at once, and again after each change.
+
+        Changes in quick succession may be yielded as one. Records that cannot be read are listed in the snapshot
+        and never empty it. The iterator raises instead of going silent. Closing it (``aclose``) frees what it holds.
+        """
+
+
+class Backend(Driver):
+    """How does a packet get there?
+
+    The core calls :meth:`open`, :meth:`start`, then :meth:`set_peers` any number of times beside one :meth:`run`, and
+    last :meth:`aclose`, which it may call at any point.
+    """
+
+    @abc.abstractmethod
+    async def open(self, network: Network, underlay: Underlay) -> LeaseData:
+        """Take what can be refused (ports, device names) before a lease is claimed; return what to publish with it.
+
+        :raises BackendError: naming what is taken and by what; then nothing has been changed.
+        """
+
+    @abc.abstractmethod
+    async def start(self, lease: Lease) -> Device:
+        """Configure the device for the lease and begin to carry packets (to no peer yet)."""
+
+    @abc.abstractmethod
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Make ``peers`` the whole peer table. Idempotent; packets of unaffected peers keep flowing meanwhile."""
+
+    @abc.abstractmethod
+    def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        """The routes that lead packets for these peers to the device. Pure: no I/O, same answer for the same call."""
+
+    async def run(self) -> None:
+        """Return never while packets can be carried; raise :exc:`~overlaynet.errors.BackendError` when they cannot.
+
+        The default waits for ever, for backends that leave packets to the kernel.
+        """
+        await asyncio.Event().wait()
+
+    def status(self) -> Mapping[str, JSON]:
+        """What an operator wants to see: device, counters by peer, drops by reason. Cheap; callable while open."""
+        return {}
+
+
+class Router(Driver):
+    """What is the kernel told?"""
+
+    @abc.abstractmethod
+    async def apply(self, routes: Sequence[Route]) -> None:
+        """Make ``routes`` the whole set of routes that this router owns.
+
+        Missing ones are added, others of ours removed, routes of anyone else never touched. Idempotent: a second call
+        changes nothing in the kernel. Routes that an earlier, crashed run left behind count as ours.
+
+        :raises RouterError: naming the route that was refused.
+        """
+
+    async def changed(self) -> None:
+        """Return when the routes may no longer be what :meth:`apply` made them; the core then applies them again.
+
+        May return too often, must not return too rarely. The default never returns: the periodic audit finds changes.
+        """
+        await asyncio.Event().wait()

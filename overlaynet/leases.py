@@ -1,0 +1,292 @@
+"""Leases on a compare-and-swap table: choosing a subnet, re-claiming, renewing, releasing, watching.
+
+Written once, for every store that can supply a :class:`~overlaynet.table.Table`. Nothing is written but by
+compare-and-swap, and a lost race is answered with a fresh list, so two nodes never come to hold overlapping subnets.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, TypeVar
+
+import attrs
+
+from overlaynet import records
+from overlaynet.drivers import Store
+from overlaynet.errors import LeaseLost, RecordError, StoreError, StoreUnavailable, SubnetsExhausted
+from overlaynet.model import Lease, LeaseRequest, Malformed, Snapshot, Subnets
+from overlaynet.network import Network, SubnetRange
+from overlaynet.table import Record, Table
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+
+_TTL_QUERIES_AT_ONCE = 16
+
+
+class TableStore(Store):
+    """A store whose leases live in a compare-and-swap table.
+
+    A driver derives from it, supplies :meth:`make_table` and ``__str__``, and declares its ``Options``. It closes what
+    it opened in the table's ``aclose``.
+    """
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._opened: Table | None = None
+
+    @abc.abstractmethod
+    def make_table(self) -> Table:
+        """Make the table; called once, when it is first needed, in the event loop."""
+
+    @property
+    def table(self) -> Table:
+        """The table, made at its first use."""
+        if self._opened is None:
+            self._opened = self.make_table()
+        return self._opened
+
+    async def aclose(self) -> None:
+        if self._opened is not None:
+            await self._opened.aclose()
+
+    async def read_network(self) -> str | None:
+        record = await self.table.get(records.NETWORK_KEY)
+        if record is None:
+            return None
+        try:
+            return record.value.decode()
+        except UnicodeDecodeError as error:
+            raise StoreError(f"the network document in {self} is not UTF-8 text: {error}") from error
+
+    async def create_network(self, document: str) -> bool:
+        return await self.table.create(records.NETWORK_KEY, document.encode()) is not None
+
+    async def replace_network(self, document: str) -> None:
+        while True:
+            record = await self.table.get(records.NETWORK_KEY)
+            if record is None:
+                written = await self.table.create(records.NETWORK_KEY, document.encode())
+            else:
+                written = await self.table.replace(record, document.encode())
+            if written is not None:
+                return
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        wanted = request.previous
+        while True:
+            held = await self.table.list(records.LEASE_PREFIX)
+            own = _own_records(held, request)
+            for record, subnets in own:
+                if network.grants(subnets) and not _overlapped(subnets, held, but=record.key):
+                    lease = _requested(request, subnets)
+                    written = await self.table.replace(record, records.encode_lease(lease), network.lease_ttl)
+                    if written is None:
+                        break
+                    return _granted(lease, written, network)
+                # The network document has changed since: this claim is of no use any more.
+                await self.table.delete(record)
+                break
+            else:
+                taken = list(_subnets(held))
+                if wanted is None or not network.grants(wanted) or any(wanted.overlaps(other) for other in taken):
+                    wanted = _choose(network, taken)
+                lease = _requested(request, wanted)
+                created = await self.table.create(
+                    records.lease_key(wanted), records.encode_lease(lease), network.lease_ttl
+                )
+                if created is not None and await self._stands(created, wanted):
+                    return _granted(lease, created, network)
+                wanted = None
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        key = records.lease_key(lease.subnets)
+        value = records.encode_lease(lease)
+        found: Record | None = attrs.evolve(_EMPTY, key=key, version=lease.version)
+        while True:
+            if found is not None:
+                written = await self.table.replace(found, value, network.lease_ttl)
+            else:
+                written = await self.table.create(key, value, network.lease_ttl)
+                if written is not None and not await self._stands(written, lease.subnets):
+                    raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
+            if written is not None:
+                return _granted(lease, written, network)
+            # Changed by someone else, or by a write of our own whose answer was lost.
+            found = await self.table.get(key)
+            if found is not None:
+                _check_still_own(found, lease)
+
+    async def release(self, lease: Lease) -> None:
+        record = await self.table.get(records.lease_key(lease.subnets))
+        if record is None:
+            return
+        try:
+            _check_still_own(record, lease)
+        except LeaseLost:
+            return
+        await self.table.delete(record)
+
+    async def leases(self) -> Snapshot:
+        listed = await self.table.list(records.LEASE_PREFIX)
+        limit = asyncio.Semaphore(_TTL_QUERIES_AT_ONCE)
+
+        async def with_ttl(record: Record) -> Record:
+            if record.ttl is not None:
+                return record
+            async with limit:
+                return attrs.evolve(record, ttl=await self.table.ttl(record))
+
+        complete = await asyncio.gather(*map(with_ttl, listed.values()))
+        return read_snapshot({record.key: record for record in complete})
+
+    async def watch(self) -> AsyncGenerator[Snapshot, None]:
+        previous: Snapshot | None = None
+        async with aclosing(self.table.watch(records.LEASE_PREFIX)) as listings:
+            async for listing in listings:
+                snapshot = read_snapshot(listing)
+                if snapshot != previous:
+                    yield snapshot
+                previous = snapshot
+        raise StoreUnavailable(f"the watch of {self} ended")
+
+    async def _stands(self, created: Record, subnets: Subnets) -> bool:
+        """Check a new record against all others, and take it back if another overlaps it.
+
+        Equal subnets have equal keys, so the table itself lets only one of two creations through. Subnets of different
+        lengths (after a change of the network document) do not: both creators look again after having
+        written, so at least the later one sees the other and withdraws.
+        """
+        held = await self.table.list(records.LEASE_PREFIX)
+        if held.get(created.key, _EMPTY).version != created.version:
+            return False
+        if not _overlapped(subnets, held, but=created.key):
+            return True
+        await self.table.delete(created)
+        return False
+
+
+_EMPTY = Record(key="", value=b"", version="")
+
+
+def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
+    """Read all lease records; those that cannot be read are listed apart."""
+    leases, malformed = [], []
+    for key, record in sorted(listing.items()):
+        try:
+            lease = records.decode_lease(key, record.value)
+        except RecordError as error:
+            malformed.append(Malformed(key, str(error)))
+        else:
+            leases.append(attrs.evolve(lease, version=record.version, ttl=record.ttl))
+    return Snapshot(tuple(leases), tuple(malformed))
+
+
+def _requested(request: LeaseRequest, subnets: Subnets) -> Lease:
+    return Lease(
+        subnets, request.public_ipv4, request.public_ipv6, data=request.data, node=request.node, run=request.run
+    )
+
+
+def _granted(lease: Lease, written: Record, network: Network) -> Lease:
+    return attrs.evolve(lease, version=written.version, ttl=network.lease_ttl)
+
+
+def _own_records(held: Mapping[str, Record], request: LeaseRequest) -> list[tuple[Record, Subnets]]:
+    """The records that are this node's by its identity; failing that, those that flannel wrote for its address."""
+    by_node, by_address = [], []
+    for key, record in sorted(held.items()):
+        try:
+            lease = records.decode_lease(key, record.value)
+        except RecordError:
+            continue  # the watch reports it; its subnet counts as taken all the same
+        if lease.node:
+            if lease.node == request.node:
+                by_node.append((record, lease.subnets))
+        elif _same_address(lease, request):
+            by_address.append((record, lease.subnets))
+    return by_node or by_address
+
+
+def _same_address(lease: Lease, request: LeaseRequest) -> bool:
+    if request.public_ipv4 is not None:
+        return lease.public_ipv4 == request.public_ipv4
+    return lease.public_ipv4 is None and request.public_ipv6 is not None and lease.public_ipv6 == request.public_ipv6
+
+
+def _check_still_own(record: Record, lease: Lease) -> None:
+    try:
+        found = records.decode_lease(record.key, record.value)
+    except RecordError as error:
+        raise LeaseLost(f"the record of the lease on {lease.subnets} was overwritten: {error}") from error
+    if found.node == lease.node and found.run == lease.run:
+        return
+    address = found.public_ipv4 or found.public_ipv6
+    if found.node != lease.node:
+        raise LeaseLost(f"the lease on {lease.subnets} was taken by node {found.node or '(unnamed)'} at {address}")
+    raise LeaseLost(
+        f"the lease on {lease.subnets} was taken by another process with the same node identity {lease.node!r} at "
+        f"{address}; give each node an identity of its own with --node"
+    )
+
+
+def _subnets(held: Iterable[str]) -> Iterator[Subnets]:
+    """What every record claims, whether or not its value can be read."""
+    for key in held:
+        try:
+            yield records.parse_lease_key(key)
+        except RecordError:
+            continue  # no key of a lease claims no subnet; the watch reports it
+
+
+def _overlapped(subnets: Subnets, held: Mapping[str, Record], *, but: str) -> bool:
+    return any(subnets.overlaps(other) for other in _subnets(key for key in held if key != but))
+
+
+def _choose(network: Network, taken: list[Subnets]) -> Subnets:
+    """Free subnets, picked at random among all that are free."""
+    return Subnets(
+        ipv4=_choose_free(network.ipv4, [t.ipv4 for t in taken if t.ipv4 is not None]),
+        ipv6=_choose_free(network.ipv6, [t.ipv6 for t in taken if t.ipv6 is not None]),
+    )
+
+
+def _choose_free(family: SubnetRange[N] | None, taken: list[N]) -> N | None:
+    """One of the free subnets, each equally likely: spread out, so that nodes that start together seldom collide, and
+    so that a subnet just given back is not the next to be given out."""
+    if family is None:
+        return None
+    free_runs = list(_free_runs(family, taken))
+    free = sum(end - start for start, end in free_runs)
+    if free == 0:
+        raise SubnetsExhausted(
+            f"all {len(family)} subnets of {family.network} are leased; widen SubnetMin to SubnetMax or Network "
+            f"in the network document, or release leases of nodes that are gone"
+        )
+    pick = random.randrange(free)
+    for start, end in free_runs:
+        if pick < end - start:
+            return family[start + pick]
+        pick -= end - start
+    raise AssertionError("unreachable: pick is below the number of free subnets")
+
+
+def _free_runs(family: SubnetRange[N], taken: list[N]) -> Iterator[tuple[int, int]]:
+    """The runs of free subnets, as half-open intervals of indices; cost grows with the leases, not with the network."""
+    shift = family.network.max_prefixlen - family.prefix_length
+    base = int(family.first.network_address)
+    position = 0
+    for subnet in sorted(taken, key=lambda subnet: int(subnet.network_address)):
+        start = (int(subnet.network_address) - base) >> shift
+        end = ((int(subnet.broadcast_address) - base) >> shift) + 1
+        if end <= 0 or start >= len(family):
+            continue
+        if start > position:
+            yield position, start
+        position = max(position, end)
+    if position < len(family):
+        yield position, len(family)

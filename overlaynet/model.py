@@ -1,0 +1,155 @@
+"""The nouns of the project: plain, immutable values that every part speaks in.
+
+Nothing here does I/O. Two values are equal when they mean the same; bookkeeping such as versions and remaining
+lifetimes takes no part in equality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, TypeAlias
+
+import attrs
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+
+
+@attrs.frozen
+class Subnets:
+    """What one lease covers: an IPv4 subnet, an IPv6 subnet, or one of each. At least one is set."""
+
+    ipv4: IPv4Network | None = None
+    ipv6: IPv6Network | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.ipv4 is None and self.ipv6 is None:
+            raise ValueError("a lease covers at least one subnet")
+
+    def __iter__(self) -> Iterator[IPNetwork]:
+        return iter([subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None])
+
+    def __str__(self) -> str:
+        return " and ".join(str(subnet) for subnet in self)
+
+    def overlaps(self, other: Subnets) -> bool:
+        """True if any address lies in both."""
+        if self.ipv4 is not None and other.ipv4 is not None and self.ipv4.overlaps(other.ipv4):
+            return True
+        return self.ipv6 is not None and other.ipv6 is not None and self.ipv6.overlaps(other.ipv6)
+
+
+@attrs.frozen
+class LeaseData:
+    """What a backend publishes with its node's lease, for the same backend on the other nodes.
+
+    ``backend_type`` is flannel's ``BackendType``; empty means that it is not stated, as flannel's udp does.
+    ``ipv4`` and ``ipv6`` are JSON values of the backend's own (flannel's ``BackendData`` and ``BackendV6Data``).
+    """
+
+    backend_type: str = ""
+    ipv4: JSON = None
+    ipv6: JSON = None
+
+
+@attrs.frozen
+class Lease:
+    """One node's claim to its subnets, as the store holds it."""
+
+    subnets: Subnets
+    public_ipv4: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    data: LeaseData = LeaseData()
+    node: str = ""
+    """Identity of the node; empty in leases that flannel wrote."""
+    run: str = ""
+    """Identity of the process that wrote the lease; a restart of the same node has another."""
+    version: str = attrs.field(default="", eq=False)
+    """The store's token for exactly this state of the record, for compare-and-swap."""
+    ttl: float | None = attrs.field(default=None, eq=False)
+    """Seconds left when the store was asked; ``math.inf`` if it never expires, ``None`` if not known."""
+
+
+@attrs.frozen
+class LeaseRequest:
+    """What a node asks a store for."""
+
+    node: str
+    run: str
+    public_ipv4: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    data: LeaseData = LeaseData()
+    previous: Subnets | None = None
+    """Subnets that the node held in an earlier life; preferred when they are free."""
+
+
+@attrs.frozen
+class Malformed:
+    """A record that cannot be read: where it lies, and why it cannot be read."""
+
+    key: str
+    reason: str
+
+
+@attrs.frozen
+class Snapshot:
+    """All leases of the network at one moment, in the order of their keys."""
+
+    leases: tuple[Lease, ...] = ()
+    malformed: tuple[Malformed, ...] = ()
+
+
+@attrs.frozen
+class Underlay:
+    """How this node is attached to the network of the hosts."""
+
+    interface: str
+    mtu: int
+    """Bytes in the largest IP packet that the interface sends unfragmented."""
+    ipv4: IPv4Address | None = None
+    """The interface's own address: what sockets bind to."""
+    ipv6: IPv6Address | None = None
+    public_ipv4: IPv4Address | None = None
+    """Where the peers reach this node: the interface's address, unless the operator says otherwise (NAT)."""
+    public_ipv6: IPv6Address | None = None
+
+
+@attrs.frozen
+class Device:
+    """The overlay's network device on this host."""
+
+    name: str
+    mtu: int
+    """Bytes in the largest IP packet that containers can send through it."""
+
+
+@attrs.frozen
+class Peer:
+    """Another node, as the packet path needs it: its subnets and where to send what is meant for them."""
+
+    subnets: Subnets
+    public_ipv4: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    node: str = ""
+    data: LeaseData = LeaseData()
+
+    def __str__(self) -> str:
+        address = self.public_ipv4 if self.public_ipv4 is not None else self.public_ipv6
+        return f"{self.subnets} via {address}"
+
+
+@attrs.frozen(order=False)
+class Route:
+    """One route that the kernel is to have.
+
+    ``unreachable`` routes have neither device nor gateway: the kernel answers the sender with an ICMP error.
+    """
+
+    destination: IPNetwork
+    kind: Literal["unicast", "unreachable"] = "unicast"
+    device: str | None = None
+    gateway: IPAddress | None = None
+    onlink: bool = False
+    """The gateway is reachable on the device although no connected route says so."""

@@ -1,0 +1,1 @@
+"""The built-in routers, each found by its entry point."""

@@ -1,0 +1,1 @@
+"""The built-in stores, each found by its entry point."""
