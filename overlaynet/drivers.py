@@ -147,7 +147,17 @@ class Backend(Driver):
 
 
 class Router(Driver):
-    """What is the kernel told?"""
+    """What is the kernel told?
+
+    The core calls :meth:`open` once, then :meth:`apply` any number of times beside :meth:`changed`, and last
+    :meth:`aclose`, which it may call at any point.
+    """
+
+    async def open(self, instance: str) -> None:
+        """Begin: ``instance`` (the overlay device's name) tells this router's routes from those of another on this host.
+
+        It is the same after a restart, so that routes an earlier run left are recognised.
+        """
 
     @abc.abstractmethod
     async def apply(self, routes: Sequence[Route]) -> None:
@@ -157,6 +167,13 @@ class Router(Driver):
         changes nothing in the kernel. Routes that an earlier, crashed run left behind count as ours.
 
         :raises RouterError: naming the route that was refused.
+        """
+
+    async def aclose(self) -> None:
+        """Remove the routes that lead to a device or gateway; free everything; idempotent.
+
+        ``unreachable`` routes stay: while no daemon runs, they keep packets for the overlay from following the
+        default route. Applying no routes at all (``apply([])``) removes them too.
         """
 
     async def changed(self) -> None:

@@ -72,15 +72,28 @@ def display_name(field: attrs.Attribute[Any]) -> str:
     return given or "".join(word.capitalize() for word in field.name.split("_"))
 
 
-def parse(cls: type[T], values: Mapping[str, object], where: str, *, from_text: bool = False) -> T:
-    """Make the options of ``cls`` from ``values``.
+def parse(cls: type[T], values: Mapping[str, object], where: str, texts: Mapping[str, str] | None = None) -> T:
+    """Make the options of ``cls``.
 
-    :param where: what the values belong to, for messages: ``"Backend udp"``.
-    :param from_text: values are strings to be read as the declared types.
+    :param values: from JSON or TOML, or by the program: of the declared types.
+    :param where: what the values belong to, for messages: ``"backend udp"``.
+    :param texts: from a command line: to be read as the declared types; they win over ``values``.
     :raises ConfigError: for a name that is not an option (with the nearest one), a value of the wrong type or out of
         bounds, or a required option that is missing.
     """
-    fields = {_fold(display_name(field)): field for field in attrs.fields(typing.cast(Any, cls))}
+    arguments = read(cls, values, where) | read(cls, texts or {}, where, from_text=True)
+    for field in attrs.fields(typing.cast(Any, cls)):
+        if field.default is attrs.NOTHING and field.name not in arguments:
+            raise ConfigError(f"{where}: option {display_name(field)} is missing; it has no default")
+    return cls(**arguments)
+
+
+def read(cls: type[Any], values: Mapping[str, object], where: str, *, from_text: bool = False) -> dict[str, object]:
+    """Check values against the options of ``cls``; returns them by attribute, for those that are given.
+
+    :raises ConfigError: as :func:`parse` does, but for options that are missing.
+    """
+    fields = {_fold(display_name(field)): field for field in attrs.fields(cls)}
     hints = typing.get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
@@ -89,19 +102,15 @@ def parse(cls: type[T], values: Mapping[str, object], where: str, *, from_text: 
             raise ConfigError(_unknown(name, [display_name(f) for f in fields.values()], where))
         shown = f"{where}: option {display_name(field)}"
         try:
-            read = read_text(hints[field.name], typing.cast(str, value)) if from_text else value
-            read = _typed(hints[field.name], read)
+            typed_value = typed(hints[field.name], read_text(hints[field.name], str(value)) if from_text else value)
         except ValueError as error:
             raise ConfigError(f"{shown} {_complaint(error, field, value)}") from None
         check: Check | None = field.metadata.get("check")
-        wrong = check(read) if check is not None and read is not None else None
+        wrong = check(typed_value) if check is not None and typed_value is not None else None
         if wrong is not None:
             raise ConfigError(f"{shown} {wrong}")
-        arguments[field.name] = read
-    missing = [display_name(f) for f in fields.values() if f.default is attrs.NOTHING and f.name not in arguments]
-    if missing:
-        raise ConfigError(f"{where}: option {missing[0]} is missing; it has no default")
-    return cls(**arguments)
+        arguments[field.name] = typed_value
+    return arguments
 
 
 def read_text(hint: Any, text: str) -> object:
@@ -127,8 +136,11 @@ def read_text(hint: Any, text: str) -> object:
     return text
 
 
-def _typed(hint: Any, value: object) -> object:
-    """The value, if JSON or TOML gave it the declared type. No coercion but int to float and list to tuple."""
+def typed(hint: Any, value: object) -> object:
+    """The value, if JSON or TOML gave it the declared type. No coercion but int to float and list to tuple.
+
+    :raises ValueError: with what the value must be.
+    """
     if value is None and hint is not _without_none(hint):
         return None
     hint = _without_none(hint)

@@ -1,1 +1,107 @@
-"""The command line."""
+"""The command line: ``overlaynet COMMAND …``.
+
+Only the module of the command asked for is imported; plugins are asked for a command only when no built-in one has its
+name. So ``overlaynet --help`` is fast, and no plugin can break it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from overlaynet import __version__
+from overlaynet.cli.commands import Command, Commands
+from overlaynet.errors import OverlaynetError
+
+BUILT_IN = {
+    "run": "be a node: lease a subnet and carry packets (the daemon)",
+    "network": "set or show the network document that all nodes share",
+    "leases": "list who holds which subnet",
+    "status": "ask the daemon of this host how it is",
+    "cleanup": "remove what a daemon that is gone left in the kernel",
+    "plugins": "list the drivers and plugins that are installed, and what is broken",
+    "demo": "show the whole thing at work on this machine, in network namespaces",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors of the operator's become one line on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"overlaynet {__version__}")
+        return 0
+    try:
+        command = _find(given[0])
+        if command is None:
+            print(f"overlaynet: {_unknown(given[0])}", file=sys.stderr)
+            return 2
+        parser = argparse.ArgumentParser(
+            prog=f"overlaynet {command.name}",
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            allow_abbrev=False,
+        )
+        command.configure(parser)
+        return command.run(parser.parse_args(given[1:]))
+    except OverlaynetError as error:
+        print(f"overlaynet: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("overlaynet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has had enough; keep the interpreter from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _find(name: str) -> Command | None:
+    if name in BUILT_IN:
+        command: Command = importlib.import_module(f"overlaynet.cli.{name}").COMMAND
+        return command
+    return _plugin_commands().get(name)
+
+
+def _plugin_commands() -> Commands:
+    from overlaynet.plugins import Plugins  # noqa: PLC0415 - imports third parties' code
+
+    plugins = Plugins()
+    plugins.load_observers()
+    commands = Commands()
+    for name in BUILT_IN:
+        commands.reserve(name)
+    plugins.notify("overlaynet_cli", commands=commands)
+    return commands
+
+
+def _unknown(name: str) -> str:
+    known = sorted({*BUILT_IN, *_plugin_commands().names()})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no command {name!r}{hint} (there are {', '.join(known)})"
+
+
+def _help() -> str:
+    width = max(map(len, BUILT_IN))
+    rows = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in BUILT_IN.items())
+    return f"""\
+usage: overlaynet COMMAND [--help] ...
+
+One flat IP network for the containers of many hosts.
+
+commands:
+{rows}
+
+`overlaynet COMMAND --help` teaches a command; plugins may add more commands.
+`overlaynet --version` prints the version.
+
+On one machine, to see it:   overlaynet demo
+On every host, to use it:    overlaynet network set --network 10.244.0.0/16 --backend udp
+                             overlaynet run --backend udp --store etcd
+"""

@@ -1,4 +1,4 @@
-"""The registry of subcommands: what a plugin's ``overlaynet_cli`` hook is handed."""
+"""Subcommands: what one is, and the registry that a plugin's ``overlaynet_cli`` hook is handed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Command:
 
     name: str
     summary: str
-    """One line for ``overlaynet --help``."""
+    """What it does, in a line that begins with a small letter and ends without a full stop."""
     configure: Callable[[argparse.ArgumentParser], None]
     """Adds the command's arguments to its parser."""
     run: Callable[[argparse.Namespace], int]
@@ -22,14 +22,19 @@ class Command:
 
 
 class Commands:
-    """Subcommands by name."""
+    """The subcommands of plugins, by name."""
 
     def __init__(self) -> None:
         self._commands: dict[str, Command] = {}
+        self._reserved: set[str] = set()
+
+    def reserve(self, name: str) -> None:
+        """Keep a name from being added."""
+        self._reserved.add(name)
 
     def add(self, command: Command) -> None:
         """Add a subcommand. :raises ValueError: if the name is taken."""
-        if command.name in self._commands:
+        if command.name in self._reserved or command.name in self._commands:
             raise ValueError(f"there is a command {command.name!r} already")
         self._commands[command.name] = command
 

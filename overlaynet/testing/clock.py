@@ -29,7 +29,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._virtual_time += seconds
 
 
-class _IdleSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _IdleSelector(selectors.DefaultSelector):
     """Waits for nothing but real events; when there is none, the time that would have been waited has passed."""
 
     def __init__(self, loop: VirtualClockLoop) -> None:

@@ -1,0 +1,85 @@
+"""``overlaynet run``: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import sys
+from ipaddress import IPv4Address, IPv6Address
+
+from overlaynet import __version__, config
+from overlaynet.cli._store import open_store, resolve
+from overlaynet.cli.commands import Command
+from overlaynet.daemon import Daemon
+from overlaynet.logs import fields
+from overlaynet.model import Underlay
+from overlaynet.network import Network
+from overlaynet.plugins import Plugins
+from overlaynet.settings import Settings
+from overlaynet.status import StatusServer
+from overlaynet.underlay import default_identity, find_underlay
+
+log = logging.getLogger(__name__)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.epilog = (
+        f"Every setting is also an environment variable ({config.ENVIRONMENT_PREFIX}ETCD_ENDPOINTS for --etcd-endpoints) "
+        "and a key of the TOML file that --config names (etcd-endpoints); flags win over the environment, the environment "
+        "over the file."
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the effective settings and where each comes from, and end"
+    )
+    config.add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Be a node until SIGTERM or SIGINT."""
+    resolved = resolve(arguments)
+    if arguments.print_config:
+        print("\n".join(resolved.lines()))
+        return 0
+    for warning in resolved.warnings:
+        log.warning(warning)
+    asyncio.run(_live(resolved.settings))
+    return 0
+
+
+async def _live(settings: Settings) -> None:
+    plugins = Plugins()
+    plugins.load_observers()
+
+    async def underlay(network: Network) -> tuple[Underlay, str]:
+        return await _find_underlay(settings, network)
+
+    daemon = Daemon(settings, open_store(settings, plugins), plugins, underlay)
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, daemon.stop)
+    log.info("starting", extra=fields(version=__version__, python=sys.version.split()[0], store=settings.store))
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.status_socket:
+            await stack.enter_async_context(StatusServer(settings.status_socket, daemon.status))
+        await daemon.run()
+
+
+async def _find_underlay(settings: Settings, network: Network) -> tuple[Underlay, str]:
+    underlay = await find_underlay(
+        interfaces=settings.iface,
+        interface_patterns=settings.iface_regex,
+        can_reach=None if settings.iface_can_reach is None else ipaddress.ip_address(settings.iface_can_reach),
+        public_ip=None if settings.public_ip is None else IPv4Address(settings.public_ip),
+        public_ipv6=None if settings.public_ipv6 is None else IPv6Address(settings.public_ipv6),
+        ipv4=network.ipv4 is not None,
+        ipv6=network.ipv6 is not None,
+    )
+    return underlay, await default_identity(underlay)
+
+
+COMMAND = Command("run", "be a node: lease a subnet and carry packets until SIGTERM or SIGINT", configure, run)

@@ -1,0 +1,691 @@
+"""The life of a node, whole daemons on the memory store, with fake devices and a virtual clock."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from overlaynet.daemon import AUDIT_INTERVAL, Daemon
+from overlaynet.drivers import Driver
+from overlaynet.errors import (
+    BackendError,
+    ConfigError,
+    LeaseLost,
+    PluginError,
+    RouterError,
+    StoreError,
+    StoreUnavailable,
+)
+from overlaynet.hookspecs import hookimpl
+from overlaynet.model import Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.network import Network
+from overlaynet.plugins import Plugins
+from overlaynet.records import encode_lease, lease_key
+from overlaynet.settings import Settings
+from overlaynet.stores.memory import MemoryStore, MemoryTable
+from overlaynet.table import Record
+from overlaynet.testing.fakes import FakeBackend, FakeDrivers, fake_underlay
+
+pytestmark = pytest.mark.anyio
+
+DOCUMENT = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
+DAY = 86400.0
+OVERLAY = IPv4Network("10.244.0.0/16")
+FULL_ROUTES = {Route(OVERLAY, kind="unreachable"), Route(OVERLAY, device="overlay0")}
+
+
+class Observer:
+    """A plugin that notes every event."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    @hookimpl
+    def overlaynet_lease_acquired(self, lease: Lease) -> None:
+        self.events.append(f"acquired {lease.subnets}")
+
+    @hookimpl
+    def overlaynet_lease_renewed(self) -> None:
+        self.events.append("renewed")
+
+    @hookimpl
+    def overlaynet_lease_lost(self, reason: str) -> None:
+        self.events.append(f"lost: {reason}")
+
+    @hookimpl
+    def overlaynet_peer_added(self, peer: Peer) -> None:
+        self.events.append(f"added {peer}")
+
+    @hookimpl
+    def overlaynet_peer_changed(self, old: Peer, new: Peer) -> None:
+        self.events.append(f"changed {old} to {new}")
+
+    @hookimpl
+    def overlaynet_peer_removed(self, peer: Peer) -> None:
+        self.events.append(f"removed {peer}")
+
+    @hookimpl
+    def overlaynet_ready(self) -> None:
+        self.events.append("ready")
+
+    @hookimpl
+    def overlaynet_degraded(self, reason: str) -> None:
+        self.events.append(f"degraded {reason}")
+
+    @hookimpl
+    def overlaynet_recovered(self) -> None:
+        self.events.append("recovered")
+
+    @hookimpl
+    def overlaynet_stopping(self) -> None:
+        self.events.append("stopping")
+
+
+class UnreliableTable(MemoryTable):
+    """A memory table that can be made to fail, as a store whose server is gone; its watches end, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None
+        self._broken = asyncio.Event()
+
+    def fail(self, error: Exception | None) -> None:
+        self.error = error
+        if error is not None:
+            self._broken.set()
+            self._broken = asyncio.Event()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def get(self, key: str) -> Record | None:
+        self._check()
+        return await super().get(key)
+
+    async def list(self, prefix: str) -> Mapping[str, Record]:
+        self._check()
+        return await super().list(prefix)
+
+    async def create(self, key: str, value: bytes, ttl: float = float("inf")) -> Record | None:
+        self._check()
+        return await super().create(key, value, ttl)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = float("inf")) -> Record | None:
+        self._check()
+        return await super().replace(record, value, ttl)
+
+    async def watch(self, prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
+        self._check()
+        broken = self._broken
+        inner = super().watch(prefix)
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(inner))
+                failing = asyncio.ensure_future(broken.wait())
+                try:
+                    await asyncio.wait({following, failing}, return_when=asyncio.FIRST_COMPLETED)
+                    if broken.is_set():
+                        raise StoreUnavailable("the connection broke")
+                    yield following.result()
+                finally:
+                    failing.cancel()
+                    following.cancel()
+                    await asyncio.wait({following, failing})
+        finally:
+            await inner.aclose()
+
+
+class UnreliableStore(MemoryStore):
+    """A memory store on an :class:`UnreliableTable` of its own handle."""
+
+    def __init__(self, table: UnreliableTable) -> None:
+        super().__init__()
+        self._unreliable = table
+
+    def make_table(self) -> UnreliableTable:
+        return self._unreliable
+
+
+@attrs.define
+class Node:
+    """A daemon under test, and what it was made of."""
+
+    daemon: Daemon
+    drivers: FakeDrivers
+    observer: Observer
+    subnet_file: Path
+    task: "asyncio.Task[None]"
+
+    @property
+    def backend(self) -> FakeBackend:
+        return self.drivers.backends[-1]
+
+    @property
+    def routes(self) -> set[Route]:
+        return set(self.drivers.routers[-1].applied)
+
+    @property
+    def lease(self) -> Lease:
+        assert self.backend.lease is not None
+        return self.backend.lease
+
+    async def ready(self) -> None:
+        await until(lambda: "ready" in self.observer.events or self.task.done())
+        if self.task.done():
+            self.task.result()
+
+    async def stop(self) -> None:
+        self.daemon.stop()
+        await self.task
+
+    async def crash(self) -> None:
+        """End without any clean-up being counted on: the daemon's task is cancelled, not asked."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+@attrs.define
+class Lab:
+    """Daemons that share one table."""
+
+    directory: Path
+    table: MemoryTable = attrs.field(factory=MemoryTable)
+    nodes: list[Node] = attrs.field(factory=list)
+
+    def start(
+        self,
+        name: str = "a",
+        address: str = "172.16.130.140",
+        *,
+        store: MemoryStore | None = None,
+        drivers: FakeDrivers | None = None,
+        **settings: Any,
+    ) -> Node:
+        drivers = FakeDrivers() if drivers is None else drivers
+        observer = Observer()
+        plugins = Plugins()
+        plugins.register(drivers, name="fakes")
+        plugins.register(observer, name="observer")
+        subnet_file = self.directory / name / "subnet.env"
+
+        async def find_underlay(network: Network) -> tuple[Underlay, str]:
+            return fake_underlay(address), name
+
+        daemon = Daemon(
+            Settings(**({"subnet_file": str(subnet_file)} | settings)),
+            MemoryStore(table=self.table) if store is None else store,
+            plugins,
+            find_underlay,
+        )
+        node = Node(daemon, drivers, observer, subnet_file, asyncio.create_task(daemon.run()))
+        self.nodes.append(node)
+        return node
+
+    async def write_document(self, document: str = DOCUMENT) -> None:
+        await MemoryStore(table=self.table).replace_network(document)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 3 * DAY) -> None:
+    """Wait in virtual time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def _lab(directory: Path) -> AsyncGenerator[Lab, None]:
+    lab = Lab(directory)
+    await lab.write_document()
+    try:
+        yield lab
+    finally:
+        for node in lab.nodes:
+            node.task.cancel()
+        if lab.nodes:
+            await asyncio.wait([node.task for node in lab.nodes])
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncGenerator[Lab, None]:
+    async with _lab(tmp_path) as lab:
+        yield lab
+
+
+async def test_a_node_leases_configures_routes_and_tells_the_runtime(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    assert node.lease.subnets.ipv4 is not None
+    assert node.lease.subnets.ipv4.subnet_of(OVERLAY)
+    assert node.lease.public_ipv4 == IPv4Address("172.16.130.140")
+    assert node.routes == FULL_ROUTES
+    bridge = node.lease.subnets.ipv4.network_address + 1
+    assert node.subnet_file.read_text() == (
+        f"FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={bridge}/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+    )
+    assert node.observer.events == [f"acquired {node.lease.subnets}", "ready"]
+
+
+async def test_two_nodes_become_each_others_peers(lab: Lab) -> None:
+    a, b = lab.start("a", "172.16.130.140"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1 and len(b.backend.peers) == 1)
+    assert a.backend.peers == (Peer(b.lease.subnets, IPv4Address("172.16.130.164"), node="b"),)
+    assert b.backend.peers == (Peer(a.lease.subnets, IPv4Address("172.16.130.140"), node="a"),)
+    assert f"added {b.lease.subnets} via 172.16.130.164" in a.observer.events
+
+
+async def test_sixty_nodes_that_start_at_once_get_distinct_subnets_and_know_each_other(lab: Lab) -> None:
+    nodes = [lab.start(f"node-{number}", f"172.16.131.{number}") for number in range(1, 61)]
+    for node in nodes:
+        await node.ready()
+    await until(lambda: all(len(node.backend.peers) == 59 for node in nodes))
+    assert len({node.lease.subnets for node in nodes}) == 60
+
+
+async def test_a_clean_stop_takes_everything_down_but_the_backstop_and_the_lease(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    await node.stop()
+    assert node.backend.closed
+    assert node.routes == {Route(OVERLAY, kind="unreachable")}
+    assert node.observer.events[-1] == "stopping"
+    assert [lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases] == ["a"]
+
+
+async def test_release_on_stop_gives_the_lease_back(lab: Lab) -> None:
+    node = lab.start(release_on_stop=True)
+    await node.ready()
+    await node.stop()
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+async def test_a_crash_never_releases_the_lease(lab: Lab) -> None:
+    node = lab.start(release_on_stop=True)
+    await node.ready()
+    await node.crash()
+    assert len((await MemoryStore(table=lab.table).leases()).leases) == 1
+
+
+async def test_a_restart_keeps_the_subnet_even_with_another_address(lab: Lab) -> None:
+    first = lab.start("a", "172.16.130.140")
+    await first.ready()
+    await first.crash()
+    first.subnet_file.unlink()
+    second = lab.start("a", "172.16.130.199")
+    await second.ready()
+    assert second.lease.subnets == first.lease.subnets
+    (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+    assert lease.public_ipv4 == IPv4Address("172.16.130.199")
+
+
+async def test_peers_follow_a_changed_address_and_a_release(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164", release_on_stop=True)
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    await b.crash()
+    b = lab.start("b", "172.16.130.165", release_on_stop=True)
+    await b.ready()
+    await until(lambda: a.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.165"))
+    changed = f"changed {b.lease.subnets} via 172.16.130.164 to {b.lease.subnets} via 172.16.130.165"
+    await until(lambda: changed in a.observer.events)
+    await b.stop()
+    await until(lambda: a.backend.peers == ())
+    assert a.observer.events[-1] == f"removed {b.lease.subnets} via 172.16.130.165"
+
+
+async def test_the_lease_is_renewed_before_it_ends_for_days(lab: Lab) -> None:
+    node = lab.start(subnet_lease_renew_margin=60)
+    await node.ready()
+    await asyncio.sleep(10 * DAY)
+    (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+    assert lease.ttl is not None
+    assert lease.ttl >= 3590
+    assert node.observer.events.count("renewed") == 10
+    assert not node.task.done()
+
+
+async def test_a_dead_nodes_lease_expires_and_its_peers_forget_it(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    await b.crash()
+    await asyncio.sleep(DAY - 60)
+    assert len(a.backend.peers) == 1
+    await asyncio.sleep(120)
+    assert not a.backend.peers
+
+
+async def test_a_lifetime_shorter_than_the_margin_is_renewed_in_time(lab: Lab) -> None:
+    await lab.write_document('{"Network": "10.244.0.0/16", "LeaseTTL": 60}')
+    node = lab.start()
+    await node.ready()
+    await asyncio.sleep(3600)
+    assert len((await MemoryStore(table=lab.table).leases()).leases) == 1
+    assert not node.task.done()
+
+
+async def test_a_lease_that_vanished_is_taken_back(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    key = lease_key(node.lease.subnets)
+    record = await lab.table.get(key)
+    assert record is not None
+    assert await lab.table.delete(record)
+    await until(lambda: "renewed" in node.observer.events)
+    assert await lab.table.get(key) is not None
+    assert not node.task.done()
+
+
+async def test_a_lease_taken_by_another_node_ends_the_daemon_with_its_name(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    record = await lab.table.get(lease_key(node.lease.subnets))
+    assert record is not None
+    thief = attrs.evolve(node.lease, node="thief", public_ipv4=IPv4Address("172.16.130.9"))
+    assert await lab.table.replace(record, encode_lease(thief)) is not None
+    message = f"the lease on {node.lease.subnets} was taken by node thief at 172.16.130.9"
+    with pytest.raises(LeaseLost, match=message):
+        await node.task
+    assert node.backend.closed
+    assert node.observer.events[-1] == f"lost: {message}"
+
+
+async def test_two_processes_with_one_identity_never_both_live(lab: Lab) -> None:
+    first = lab.start("a", "172.16.130.140")
+    await first.ready()
+    second = lab.start("a", "172.16.130.141")
+    await second.ready()
+    with pytest.raises(LeaseLost, match="another process with the same node identity 'a' at 172.16.130.141; give each"):
+        await first.task
+    await asyncio.sleep(60)
+    assert not second.task.done()
+
+
+async def test_it_waits_for_the_document_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    lab = Lab(tmp_path)
+    node = lab.start()
+    await asyncio.sleep(150)
+    assert [record.message for record in caplog.records].count("waiting for the network document") in (2, 3)
+    await lab.write_document()
+    await node.ready()
+    await node.stop()
+
+
+async def test_a_flag_creates_the_document_and_many_first_nodes_agree(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    networks = ["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"]
+    nodes = [lab.start(f"node-{n}", f"172.16.131.{n}", network=networks[n % 3], backend="udp") for n in range(1, 10)]
+    for node in nodes:
+        await node.ready()
+    document = await MemoryStore(table=lab.table).read_network()
+    assert document in [f'{{"Network": "{network}", "Backend": {{"Type": "udp"}}}}' for network in networks]
+    (the_network,) = {route.destination for node in nodes for route in node.routes}
+    assert str(the_network) in document
+    for node in nodes:
+        await node.stop()
+
+
+async def test_another_backend_in_the_document_is_an_error_that_names_both(lab: Lab) -> None:
+    await lab.write_document('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+    node = lab.start(backend="udp")
+    with pytest.raises(ConfigError) as caught:
+        await node.task
+    assert str(caught.value) == (
+        "the network document of memory of this process names the backend 'vxlan', but this node expects 'udp'; "
+        "change --backend, or the document with `overlaynet network set`"
+    )
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "the network document is not JSON"),
+        ('{"Network": "10.244.0.0/29"}', "too small"),
+        ('{"Network": "10.244.0.0/16", "SubnetMin": "10.250.0.0"}', "SubnetMin 10.250.0.0 lies outside 10.244.0.0/16"),
+        (
+            '{"Network": "10.244.0.0/16", "SubnetMin": "10.244.9.0", "SubnetMax": "10.244.2.0"}',
+            "SubnetMin 10.244.9.0 is above SubnetMax 10.244.2.0",
+        ),
+        (
+            '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp", "Prot": 1}}',
+            "no option 'Prot'; did you mean 'Port'",
+        ),
+        (
+            '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp", "Port": "1"}}',
+            "option Port must be a whole number, not '1'",
+        ),
+    ],
+)
+async def test_a_bad_document_ends_it_before_anything_is_changed(lab: Lab, document: str, message: str) -> None:
+    await lab.write_document(document)
+    node = lab.start()
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        await node.task
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+    assert not node.subnet_file.exists()
+    assert not node.drivers.routers
+
+
+async def test_unknown_drivers_are_named_with_the_nearest(tmp_path: Path) -> None:
+    plugins = Plugins()
+    with pytest.raises(PluginError) as caught:
+        plugins.driver("router", "netlnik")
+    assert str(caught.value) == "there is no router 'netlnik'; did you mean 'netlink'? (installed: memory, netlink)"
+
+
+async def test_a_subnet_file_that_cannot_be_written_ends_it_before_a_lease_is_claimed(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    node = lab.start(subnet_file=str(tmp_path / "taken"))
+    with pytest.raises(
+        ConfigError, match="taken cannot be written: it is a directory; choose another with --subnet-file"
+    ):
+        await node.task
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+class RefusingBackend(FakeBackend):
+    """A backend whose port is taken."""
+
+    async def open(self, network: Network, underlay: Underlay) -> LeaseData:
+        raise BackendError("UDP port 8285 is in use")
+
+
+class RefusingDrivers(FakeDrivers):
+    """Answers with a backend that refuses to open."""
+
+    @hookimpl
+    def overlaynet_driver(self, axis: str, name: str) -> type[Driver] | None:
+        return RefusingBackend if axis == "backend" else super().overlaynet_driver(axis, name)
+
+
+async def test_a_backend_that_refuses_ends_it_before_a_lease_is_claimed(lab: Lab) -> None:
+    node = lab.start(drivers=RefusingDrivers())
+    with pytest.raises(BackendError, match="UDP port 8285 is in use"):
+        await node.task
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+    assert not node.subnet_file.exists()
+
+
+async def test_a_backend_that_fails_later_ends_the_daemon_and_takes_the_rest_down(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    node.backend.fail("the device overlay0 was deleted")
+    with pytest.raises(BackendError, match="the device overlay0 was deleted"):
+        await node.task
+    assert node.backend.closed
+    assert node.routes == {Route(OVERLAY, kind="unreachable")}
+
+
+async def test_a_store_that_is_down_at_the_start_is_waited_for(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    table.fail(StoreUnavailable("etcd does not answer"))
+    node = lab.start(store=UnreliableStore(table))
+    await asyncio.sleep(600)
+    assert not node.task.done()
+    assert node.observer.events == ["degraded store: etcd does not answer"]
+    table.fail(None)
+    await node.ready()
+    assert "recovered" in node.observer.events
+
+
+async def test_a_store_that_refuses_at_the_start_ends_it(lab: Lab) -> None:
+    table = UnreliableTable()
+    table.fail(StoreError("etcd refused user 'x'"))
+    node = lab.start(store=UnreliableStore(table))
+    with pytest.raises(StoreError, match="etcd refused user 'x'"):
+        await node.task
+
+
+async def test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recovers(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    a, b = lab.start("a", store=UnreliableStore(table)), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    table.fail(StoreUnavailable("etcd does not answer"))
+    await asyncio.sleep(3600)
+    assert len(a.backend.peers) == 1
+    assert a.routes == FULL_ROUTES
+    assert a.daemon.status()["problems"] == {"store": "etcd does not answer"}
+    table.fail(None)
+    c = lab.start("c", "172.16.130.165")
+    await c.ready()
+    await until(lambda: len(a.backend.peers) == 2)
+    assert a.daemon.status()["problems"] == {}
+    assert a.observer.events.count("recovered") == 1
+
+
+async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    a, b = lab.start("a", store=UnreliableStore(table)), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    table.fail(StoreUnavailable("etcd does not answer"))
+    await asyncio.sleep(DAY - 120)
+    assert len(a.backend.peers) == 1
+    await asyncio.sleep(121)
+    assert not a.backend.peers
+    table.fail(None)
+    await until(lambda: len(a.backend.peers) == 1)
+    assert a.daemon.status()["problems"] == {}
+    assert {lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases} == {"a", "b"}
+
+
+async def test_a_node_cut_off_beyond_its_lease_yields_to_the_one_that_holds_it_now(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    a = lab.start("a", store=UnreliableStore(table))
+    await a.ready()
+    table.fail(StoreUnavailable("etcd does not answer"))
+    await asyncio.sleep(DAY + 1)
+    heir = attrs.evolve(a.lease, node="heir", public_ipv4=IPv4Address("172.16.130.9"))
+    assert await lab.table.create(lease_key(heir.subnets), encode_lease(heir), DAY) is not None
+    table.fail(None)
+    with pytest.raises(LeaseLost, match="was taken by node heir"):
+        await a.task
+
+
+async def test_records_that_cannot_be_peers_are_reported_once_and_skipped(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await lab.table.create("subnets/10.244.77.0-24", b"{")
+    await lab.table.create("subnets/10.99.1.0-24", b'{"PublicIP":"172.16.130.7","PublicIPv6":null}')
+    await lab.table.create("subnets/10.244.78.0-24", b'{"PublicIP":"127.0.0.1","PublicIPv6":null}')
+    await lab.table.create("subnets/10.244.79.0-24", b'{"PublicIP":"172.16.130.140","PublicIPv6":null}')
+    await lab.table.create(
+        "subnets/10.244.80.0-24", b'{"PublicIP":"172.16.130.8","PublicIPv6":null,"BackendType":"vxlan"}'
+    )
+    await asyncio.sleep(5 * AUDIT_INTERVAL)
+    assert [peer.node for peer in a.backend.peers] == ["b"]
+    skipped: list[Any] = [r for r in caplog.records if r.message == "lease record skipped"]
+    reported = {r.fields["key"]: r.fields["reason"] for r in skipped}
+    assert len(skipped) == 2 * len(reported) - 1, "each of the two nodes reports each once; b has another own address"
+    assert reported["subnets/10.244.77.0-24"].startswith("its value is not JSON")
+    assert reported["subnets/10.99.1.0-24"] == "it claims 10.99.1.0/24, outside the network 10.244.0.0/16"
+    assert reported["subnets/10.244.78.0-24"] == "its public address 127.0.0.1 is not one that a host can be reached at"
+    assert reported["subnets/10.244.79.0-24"] == "its public address 172.16.130.140 is this node's own"
+    assert reported["subnets/10.244.80.0-24"] == "its node runs the backend 'vxlan', this one 'udp'"
+
+
+async def test_routes_deleted_by_hand_are_repaired_at_once(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    router = node.drivers.routers[-1]
+    router.disturb()
+    assert set(router.applied) != FULL_ROUTES
+    await until(lambda: set(router.applied) == FULL_ROUTES, seconds=1)
+
+
+async def test_a_route_that_is_refused_is_tried_again_and_reported(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    router = node.drivers.routers[-1]
+    router.refuse = RouterError("the kernel refused the route")
+    router.disturb()
+    await until(lambda: bool(node.daemon.status()["problems"]), seconds=60)
+    assert node.daemon.status()["problems"] == {"routes": "the kernel refused the route"}
+    router.refuse = None
+    await until(lambda: set(router.applied) == FULL_ROUTES, seconds=60)
+    await until(lambda: not node.daemon.status()["problems"], seconds=1)
+
+
+async def test_a_plugin_that_raises_is_disabled_and_the_node_goes_on(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        calls = 0
+
+        @hookimpl
+        def overlaynet_lease_acquired(self) -> None:
+            self.calls += 1
+            raise RuntimeError("boom")
+
+        @hookimpl
+        def overlaynet_ready(self) -> None:
+            self.calls += 1
+
+    broken = Broken()
+    node = lab.start()
+    node.daemon._plugins.register(broken, name="broken")
+    await node.ready()
+    assert broken.calls == 1
+    assert "plugin disabled" in [record.message for record in caplog.records]
+
+
+async def test_stop_works_at_any_moment_of_the_start(lab: Lab) -> None:
+    for steps in range(0, 60, 3):
+        node = lab.start()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        node.daemon.stop()
+        await node.task
+        assert all(backend.closed for backend in node.drivers.backends)
+
+
+async def test_a_subnet_held_before_is_preferred(lab: Lab) -> None:
+    (lab.directory / "a").mkdir()
+    (lab.directory / "a" / "subnet.env").write_text(
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+    )
+    node = lab.start()
+    await node.ready()
+    assert node.lease.subnets == Subnets(IPv4Network("10.244.1.0/24"))
