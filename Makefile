@@ -1,0 +1,26 @@
+# overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests. Both set up what they need.
+
+.PHONY: demo test check setup clean
+
+# What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
+ARGUMENTS =
+# What to hand to pytest: make test TESTS=tests/unit
+TESTS = tests
+
+demo:
+	@scripts/setup demo
+	@.venv/bin/overlaynet demo $(ARGUMENTS)
+
+test: setup
+	@.venv/bin/python -m pytest $(TESTS)
+
+check: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+setup:
+	@scripts/setup test
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
