@@ -7,30 +7,21 @@ audit), it works out the whole desired state and applies it. It knows drivers on
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import TypeVar
 
 import attrs
 
-from overlaynet import config, network, options, subnet_file
+from overlaynet import config, joining, options, subnet_file
 from overlaynet.drivers import Backend, Router, Store
-from overlaynet.errors import (
-    BackendError,
-    ConfigError,
-    LeaseLost,
-    OverlaynetError,
-    RouterError,
-    StoreError,
-    StoreUnavailable,
-)
+from overlaynet.errors import BackendError, LeaseLost, OverlaynetError, RouterError, StoreError, StoreUnavailable
 from overlaynet.health import Health
+from overlaynet.joining import in_time
 from overlaynet.logs import fields
-from overlaynet.model import JSON, Device, Lease, LeaseData, LeaseRequest, Malformed, Peer, Snapshot, Underlay
+from overlaynet.model import JSON, Device, Lease, LeaseRequest, Malformed, Peer, Snapshot, Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.reconcile import backstops, desired_peers, difference
@@ -39,14 +30,11 @@ from overlaynet.settings import Settings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 UnderlayFinder = Callable[[Network], Awaitable[tuple[Underlay, str]]]
 """Finds how this node is attached to the network of the hosts, and its default identity."""
 
 AUDIT_INTERVAL = 30.0
 """Seconds after which peers and routes are applied again although nothing is known to have changed."""
-DOCUMENT_POLL = 1.0
-STORE_TIMEOUT = 60.0
 RELEASE_TIMEOUT = 5.0
 
 
@@ -146,8 +134,8 @@ class Daemon:
     # Start: everything that can be refused is asked before anything is claimed or changed.
 
     async def _start(self, stack: AsyncExitStack) -> _Node:
-        settings = self._settings
-        router_class = self._plugins.driver("router", settings.router)
+        settings, plugins, store = self._settings, self._plugins, self._store
+        router_class = plugins.driver("router", settings.router)
         router_options = options.parse(
             router_class.Options,
             {},
@@ -155,9 +143,9 @@ class Daemon:
             texts=config.key_values(settings.router_option, "--router-option"),
         )
         path = Path(settings.subnet_file)
-        the_network = await self._find_network()
-        backend = self._make_backend(the_network)
-        underlay, identity = await self._find_underlay(the_network)
+        network = await joining.find_network(store, settings, plugins, self._health)
+        backend = joining.make_backend(plugins, network)
+        underlay, identity = await self._find_underlay(network)
         log.info(
             "underlay chosen",
             extra=fields(
@@ -170,101 +158,27 @@ class Daemon:
         # Torn down in reverse: the subnet is given back only when nothing carries its packets any more.
         stack.push_async_callback(self._release)
         stack.push_async_callback(backend.aclose)
-        data = await backend.open(the_network, underlay)
-        lease, deadline = await self._acquire(the_network, underlay, settings.node or identity, data)
+        request = LeaseRequest(
+            node=settings.node or identity,
+            run=secrets.token_hex(8),
+            public_ipv4=underlay.public_ipv4,
+            public_ipv6=underlay.public_ipv6,
+            data=await backend.open(network, underlay),
+            previous=subnet_file.read_previous(path),
+        )
+        lease, deadline = await joining.acquire(store, network, request, self._health)
+        self._lease = lease
+        plugins.notify("overlaynet_lease_acquired", lease=lease)
         device = await backend.start(lease)
         log.info("device up", extra=fields(device=device.name, mtu=device.mtu))
         router = router_class(router_options)
         stack.push_async_callback(router.aclose)
         await router.open(device.name)
-        self._node = node = _Node(the_network, backend, router, device, lease, deadline)
+        self._node = node = _Node(network, backend, router, device, lease, deadline)
         await self._apply_routes(node)
-        subnet_file.write(path, subnet_file.render(the_network, lease, device.mtu))
+        subnet_file.write(path, subnet_file.render(network, lease, device.mtu))
         log.info("subnet file written", extra=fields(path=path))
         return node
-
-    async def _find_network(self) -> Network:
-        """The network document, created or waited for as need be, and checked against what this node expects."""
-        created = False
-        if self._settings.network is not None:
-            document = json.dumps(
-                {"Network": self._settings.network, "Backend": {"Type": self._settings.backend or "udp"}}
-            )
-            self._make_backend(network.parse(document))
-            created = await self._persist(lambda: self._store.create_network(document))
-            if created:
-                log.info("network document created", extra=fields(network=self._settings.network, store=self._store))
-        text = await self._persist(self._store.read_network)
-        reminder = Backoff(first=60.0, most=60.0)
-        loop = asyncio.get_running_loop()
-        remind_at = loop.time()
-        while text is None:
-            if loop.time() >= remind_at:
-                log.info(
-                    "waiting for the network document",
-                    extra=fields(store=self._store, hint="set it with: overlaynet network set --network CIDR"),
-                )
-                remind_at = loop.time() + reminder.next()
-            await asyncio.sleep(DOCUMENT_POLL)
-            text = await self._persist(self._store.read_network)
-        try:
-            found = network.parse(text)
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the network document of {self._store})") from error
-        expected = self._settings.backend
-        if expected is not None and expected != found.backend_type:
-            raise ConfigError(
-                f"the network document of {self._store} names the backend {found.backend_type!r}, but this node expects "
-                f"{expected!r}; change --backend, or the document with `overlaynet network set`"
-            )
-        if self._settings.network is not None and not created:
-            _warn_if_other_network(self._settings.network, found)
-        log.info("network found", extra=fields(network=found, backend=found.backend_type, store=self._store))
-        return found
-
-    def _make_backend(self, the_network: Network) -> Backend:
-        name = the_network.backend_type
-        backend_class = self._plugins.driver("backend", name)
-        backend: Backend = backend_class(
-            options.parse(backend_class.Options, the_network.backend_options, f"backend {name} of the network document")
-        )
-        return backend
-
-    async def _acquire(
-        self, the_network: Network, underlay: Underlay, identity: str, data: LeaseData
-    ) -> tuple[Lease, float]:
-        request = LeaseRequest(
-            node=identity,
-            run=secrets.token_hex(8),
-            public_ipv4=underlay.public_ipv4,
-            public_ipv6=underlay.public_ipv6,
-            data=data,
-            previous=subnet_file.read_previous(Path(self._settings.subnet_file)),
-        )
-        asked_at = 0.0
-
-        async def acquire() -> Lease:
-            nonlocal asked_at
-            asked_at = asyncio.get_running_loop().time()
-            return await self._store.acquire(the_network, request)
-
-        self._lease = lease = await self._persist(acquire)
-        log.info("lease acquired", extra=fields(subnet=lease.subnets, ttl=the_network.lease_ttl, node=lease.node))
-        self._plugins.notify("overlaynet_lease_acquired", lease=lease)
-        return lease, asked_at + the_network.lease_ttl
-
-    async def _persist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store until it answers."""
-        backoff = Backoff()
-        while True:
-            try:
-                answer = await _in_time(ask())
-            except StoreUnavailable as error:
-                self._health.degraded("store", str(error), hint="trying again until it answers")
-                await asyncio.sleep(backoff.next())
-            else:
-                self._health.recovered("store")
-                return answer
 
     # The rounds: each is one task, and ends only by cancellation or by a failure that ends the node.
 
@@ -295,7 +209,7 @@ class Daemon:
             self._renewal_due.clear()
             try:
                 # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
-                node.lease = await _in_time(self._store.renew(node.network, node.lease))
+                node.lease = await in_time(self._store.renew(node.network, node.lease))
             except LeaseLost as error:
                 self._plugins.notify("overlaynet_lease_lost", lease=node.lease, reason=str(error))
                 raise
@@ -412,23 +326,8 @@ class Daemon:
             log.info("lease released", extra=fields(subnet=lease.subnets))
 
 
-async def _in_time(answer: Awaitable[T]) -> T:
-    """Whatever a store's driver does, it does not hang the node."""
-    try:
-        async with asyncio.timeout(STORE_TIMEOUT):
-            return await answer
-    except TimeoutError as error:
-        raise StoreUnavailable(f"the store gave no answer within {STORE_TIMEOUT:.0f} seconds") from error
-
-
 def _same_holder(found: Lease, own: Lease) -> bool:
     return found.subnets == own.subnets and found.node == own.node and found.run == own.run
-
-
-def _warn_if_other_network(wanted: str, found: Network) -> None:
-    other = network.parse(json.dumps({"Network": wanted}))
-    if tuple(other) != tuple(found):
-        log.warning("the network document names another network", extra=fields(document=found, flag=wanted))
 
 
 def _address(peer: Peer) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from operator import methodcaller
+from types import SimpleNamespace
 from typing import TypeVar
 
 import attrs
@@ -363,6 +364,19 @@ def test_an_interrupted_dump_is_tried_again(interrupted: int, attempts: int) -> 
         ):
             kernel.links()
     assert len(dumps) == attempts
+
+
+def test_a_kernel_without_ipv6_tells_no_route_twice(namespace: NetworkNamespace) -> None:
+    def routes(kernel: Netlink) -> list[KernelRoute]:
+        real = kernel._opened.route
+
+        def without_ipv6(command: str, *, family: int, **arguments: object) -> object:
+            return [*real(command, family=2, **arguments)]
+
+        kernel._opened = SimpleNamespace(route=without_ipv6, close=kernel._opened.close)
+        return kernel.routes()
+
+    assert [str(route.destination) for route in ask(namespace, routes)] == ["10.1.0.0/24"]
 
 
 def test_it_is_closed_and_opened_in_a_thread_of_its_own(namespace: NetworkNamespace) -> None:

@@ -1,0 +1,132 @@
+"""What a node does before it is one: find out which network it belongs to, and claim its subnets.
+
+The store may be down, and nobody may have written the network document yet: both are waited for, and said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from overlaynet import network as documents
+from overlaynet import options
+from overlaynet.drivers import Backend, Store
+from overlaynet.errors import ConfigError, StoreUnavailable
+from overlaynet.health import REMINDER, Health
+from overlaynet.logs import fields
+from overlaynet.model import Lease, LeaseRequest
+from overlaynet.network import Network
+from overlaynet.plugins import Plugins
+from overlaynet.retry import Backoff
+from overlaynet.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DOCUMENT_POLL = 1.0
+"""Seconds between two looks for the network document while there is none."""
+STORE_TIMEOUT = 60.0
+"""Seconds after which a store's driver that gives no answer is taken to be unavailable."""
+
+
+async def find_network(store: Store, settings: Settings, plugins: Plugins, health: Health) -> Network:
+    """Read the network document, which is created if the settings name a network, and waited for otherwise.
+
+    :raises ConfigError: if it is wrong, or names another backend than the settings expect.
+    :raises PluginError: if its backend is not installed.
+    """
+    created = False
+    if settings.network is not None:
+        document = json.dumps({"Network": settings.network, "Backend": {"Type": settings.backend or "udp"}})
+        make_backend(plugins, documents.parse(document))  # nothing is written that no node could run
+        created = await ask(lambda: store.create_network(document), health)
+        if created:
+            log.info("network document created", extra=fields(network=settings.network, store=store))
+    text = await _wait_for_document(store, health)
+    try:
+        found = documents.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in the network document of {store})") from error
+    if settings.backend is not None and settings.backend != found.backend_type:
+        raise ConfigError(
+            f"the network document of {store} names the backend {found.backend_type!r}, but this node expects "
+            f"{settings.backend!r}; change --backend, or the document with `overlaynet network set`"
+        )
+    if settings.network is not None and not created and tuple(documents.parse(document)) != tuple(found):
+        log.warning("the network document names another network", extra=fields(document=found, flag=settings.network))
+    log.info("network found", extra=fields(network=found, backend=found.backend_type, store=store))
+    return found
+
+
+def make_backend(plugins: Plugins, network: Network) -> Backend:
+    """The backend that the network document names, with its options; nothing is opened.
+
+    :raises PluginError: if it is not installed, or broken.
+    :raises ConfigError: if its options are wrong.
+    """
+    name = network.backend_type
+    backend_class = plugins.driver("backend", name)
+    where = f"backend {name} of the network document"
+    backend: Backend = backend_class(options.parse(backend_class.Options, network.backend_options, where))
+    return backend
+
+
+async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> tuple[Lease, float]:
+    """Claim subnets; returns the lease, and the time of the event loop's clock until which the store promises it.
+
+    :raises SubnetsExhausted: if there is none left.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def try_once() -> tuple[Lease, float]:
+        # The lifetime begins in the store, no earlier than it was asked for.
+        asked_at = loop.time()
+        return await store.acquire(network, request), asked_at + network.lease_ttl
+
+    lease, deadline = await ask(try_once, health)
+    log.info("lease acquired", extra=fields(subnet=lease.subnets, ttl=network.lease_ttl, node=lease.node))
+    return lease, deadline
+
+
+async def ask(question: Callable[[], Awaitable[T]], health: Health) -> T:
+    """Ask the store until it answers."""
+    backoff = Backoff()
+    while True:
+        try:
+            answer = await in_time(question())
+        except StoreUnavailable as error:
+            health.degraded("store", str(error), hint="trying again until it answers")
+            await asyncio.sleep(backoff.next())
+        else:
+            health.recovered("store")
+            return answer
+
+
+async def in_time(answer: Awaitable[T]) -> T:
+    """Wait for a store's answer, but not for ever: whatever a driver does, it does not hang the node.
+
+    :raises StoreUnavailable: after :data:`STORE_TIMEOUT`.
+    """
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT):
+            return await answer
+    except TimeoutError as error:
+        raise StoreUnavailable(f"the store gave no answer within {STORE_TIMEOUT:.0f} seconds") from error
+
+
+async def _wait_for_document(store: Store, health: Health) -> str:
+    loop = asyncio.get_running_loop()
+    mention_at = loop.time()
+    while (text := await ask(store.read_network, health)) is None:
+        if loop.time() >= mention_at:
+            log.info(
+                "waiting for the network document",
+                extra=fields(store=store, hint="set it with: overlaynet network set --network CIDR"),
+            )
+            mention_at = loop.time() + REMINDER
+        await asyncio.sleep(DOCUMENT_POLL)
+    return text
