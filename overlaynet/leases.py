@@ -82,7 +82,8 @@ class TableStore(Store):
             held = await self.table.list(records.LEASE_PREFIX)
             own = _own_records(held, request)
             for record, subnets in own:
-                if network.grants(subnets) and not _overlapped(subnets, held, but=record.key):
+                usable = network.grants(subnets) and record.key == records.lease_key(subnets)
+                if usable and not _overlapped(subnets, held, but=record.key):
                     lease = _requested(request, subnets)
                     written = await self.table.replace(record, records.encode_lease(lease), network.lease_ttl)
                     if written is None:
@@ -107,16 +108,19 @@ class TableStore(Store):
         key = records.lease_key(lease.subnets)
         value = records.encode_lease(lease)
         found: Record | None = attrs.evolve(_EMPTY, key=key, version=lease.version)
+        known = True
         while True:
             if found is not None:
                 written = await self.table.replace(found, value, network.lease_ttl)
             else:
                 written = await self.table.create(key, value, network.lease_ttl)
-                if written is not None and not await self._stands(written, lease.subnets):
-                    raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
             if written is not None:
+                if not known and not await self._stands(written, lease.subnets):
+                    raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
                 return _granted(lease, written, network)
-            # Changed by someone else, or by a write of our own whose answer was lost.
+            # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
+            # which nobody has checked against the other records yet.
+            known = False
             found = await self.table.get(key)
             if found is not None:
                 _check_still_own(found, lease)
@@ -264,7 +268,7 @@ def _choose_free(family: SubnetRange[N] | None, taken: list[N]) -> N | None:
     free = sum(end - start for start, end in free_runs)
     if free == 0:
         raise SubnetsExhausted(
-            f"all {len(family)} subnets of {family.network} are leased; widen SubnetMin to SubnetMax or Network "
+            f"all {family.size} subnets of {family.network} are leased; widen SubnetMin to SubnetMax or Network "
             f"in the network document, or release leases of nodes that are gone"
         )
     pick = random.randrange(free)
@@ -283,10 +287,10 @@ def _free_runs(family: SubnetRange[N], taken: list[N]) -> Iterator[tuple[int, in
     for subnet in sorted(taken, key=lambda subnet: int(subnet.network_address)):
         start = (int(subnet.network_address) - base) >> shift
         end = ((int(subnet.broadcast_address) - base) >> shift) + 1
-        if end <= 0 or start >= len(family):
+        if end <= 0 or start >= family.size:
             continue
         if start > position:
             yield position, start
         position = max(position, end)
-    if position < len(family):
-        yield position, len(family)
+    if position < family.size:
+        yield position, family.size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Generic, TypeVar, cast
@@ -34,12 +35,17 @@ class SubnetRange(Generic[N]):
     first: N
     last: N
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many subnets there are. Unlike ``len()``, which it answers too, it can count those of a large IPv6 network."""
         return self._index(self.last) + 1
+
+    def __len__(self) -> int:
+        return self.size
 
     def __getitem__(self, index: int) -> N:
         """The subnet number ``index``, counted from ``first``."""
-        if not 0 <= index < len(self):
+        if not 0 <= index < self.size:
             raise IndexError(index)
         address = self.first.network_address + (index << self._shift)
         return type(self.network)((int(address), self.prefix_length))
@@ -101,7 +107,7 @@ def parse(document: str) -> Network:
     """
     try:
         content = json.loads(document)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the network document is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the network document must be a JSON object, not {_kind(content)}")
@@ -154,7 +160,10 @@ class _Members:
             return default
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ConfigError(f"{name} must be a number, not {value!r}")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
 
     def text(self, name: str) -> str | None:
         value = self.get(name)
@@ -186,6 +195,8 @@ def _parse_range(members: _Members, family: type[N], prefix: str) -> SubnetRange
         raise ConfigError(f'the network document has no {name}; add one, as in "{name}": "{example}"')
     try:
         network = family(text, strict=False)
+        if "%" in text or "." in text.partition("/")[2]:
+            raise ValueError("neither a scope nor a netmask can stand there")  # Python reads them, flannel does not
     except ValueError as error:
         raise ConfigError(f"{name} is {text!r}, which is not a network such as {example}: {error}") from error
     if network.prefixlen == 0:
@@ -240,6 +251,8 @@ def _parse_bound(text: str | None, network: N, length: int, name: str) -> N | No
         return None
     try:
         address = ipaddress.ip_address(text)
+        if "%" in text:
+            raise ValueError("a scope cannot stand there")
     except ValueError as error:
         raise ConfigError(f"{name} is {text!r}, which is not an address") from error
     if address.version != network.version or address not in network:

@@ -46,11 +46,9 @@ def parse_lease_key(key: str) -> Subnets:
         ipv6 = IPv6Network(f"{address6}/{length6}") if address6 is not None else None
     except ValueError as error:
         raise RecordError(f"the key {key!r} names no subnet: {error}") from error
-    if ipv4 == _NO_IPV4 and ipv6 is not None:
-        return Subnets(ipv6=ipv6)
-    if ipv4.prefixlen == 0:
+    if (ipv4.prefixlen == 0 and ipv6 is None) or (ipv6 is not None and ipv6.prefixlen == 0):
         raise RecordError(f"the key {key!r} claims the whole address space")
-    return Subnets(ipv4, ipv6)
+    return Subnets(None if ipv4 == _NO_IPV4 else ipv4, ipv6)
 
 
 def encode_lease(lease: Lease) -> bytes:
@@ -103,7 +101,7 @@ def _address(value: Any, family: Any, name: str) -> Any:
     if value is None and family is IPv6Address:
         return None
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or "%" in value:  # an address with a scope means something on one host only
             raise ValueError
         return family(value)
     except ValueError:

@@ -3,20 +3,8 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
-
-import pytest
 
 from overlaynet import logs
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_text_is_a_line_with_the_fields_behind_it() -> None:

@@ -1,0 +1,174 @@
+"""Writes docs/reference.md from the code: settings, options, hooks and contracts cannot drift from what it says.
+
+Run it after a change: ``python docs/make_reference.py``. A test fails while the page differs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from overlaynet import config, drivers, hookspecs, options, table
+from overlaynet.cli import BUILT_IN
+from overlaynet.plugins import GROUPS as AXES
+from overlaynet.plugins import Plugins
+from overlaynet.settings import GROUPS, Settings
+
+PAGE = Path(__file__).with_name("reference.md")
+BUILT_IN_DRIVERS = {"store": ("memory", "file", "etcd"), "backend": ("udp",), "router": ("netlink", "memory")}
+
+HEAD = """\
+# Reference
+
+*Made from the code by `docs/make_reference.py`; a test keeps the two equal.*
+
+Contents: [commands](#commands) · [settings](#settings) · [the network document](#the-network-document) ·
+[options of the built-in drivers](#options-of-the-built-in-drivers) · [hooks](#hooks) ·
+[driver contracts](#driver-contracts) · [files and exit statuses](#files-and-exit-statuses)
+"""
+
+NETWORK_DOCUMENT = """\
+## The network document
+
+One JSON document in the store, at `<prefix>/config` in etcd, shared by all nodes; flannel's format. Names are matched
+without regard to case, and unknown members are ignored, but for those of `Backend`, which the backend checks.
+
+| member | default | meaning |
+|---|---|---|
+| `Network` | required, unless `EnableIPv4` is false | IPv4 network of the overlay, such as `10.244.0.0/16` |
+| `SubnetLen` | 24, or `Network`'s length + 2 if that is longer | prefix length of a node's subnet; at most 30 |
+| `SubnetMin`, `SubnetMax` | the second and the last subnet | first and last subnet that are leased |
+| `EnableIPv4`, `EnableIPv6` | true, false | which families the overlay has |
+| `IPv6Network` | required if `EnableIPv6` | IPv6 network of the overlay, such as `fd00:10:244::/48` |
+| `IPv6SubnetLen`, `IPv6SubnetMin`, `IPv6SubnetMax` | 64, the second, the last | the same for IPv6; at most 126 |
+| `Backend` | `{"Type": "udp"}` | `Type` names the backend; its other members are the backend's options |
+| `LeaseTTL` | 86400 | seconds that a lease lives without being renewed; overlaynet's own, flannel ignores it |
+"""
+
+FILES = """\
+## Files and exit statuses
+
+The subnet file (`--subnet-file`) has flannel's format, so that flannel's CNI plugin and Docker scripts read it unchanged:
+
+    FLANNEL_NETWORK=10.244.0.0/16
+    FLANNEL_SUBNET=10.244.1.1/24
+    FLANNEL_MTU=1472
+    FLANNEL_IPMASQ=false
+
+It is replaced in one step, mode 0644, once the node's device and routes are up.
+
+| exit status | of | meaning |
+|---|---|---|
+| 0 | `run` | stopped by SIGTERM or SIGINT |
+| 1 | all | one sentence on standard error says why; `status`: there is a problem; `plugins`: something is broken |
+| 2 | all | the command line cannot be read |
+| 130 | all but `run` | interrupted |
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(), encoding="utf-8")
+
+
+def render() -> str:
+    """The page's text."""
+    return "\n".join(
+        [HEAD, *commands(), *settings(), NETWORK_DOCUMENT, *driver_options(), *hooks(), *contracts(), FILES]
+    )
+
+
+def commands() -> Iterator[str]:
+    """Each subcommand in a line."""
+    yield "## Commands\n"
+    yield "`overlaynet COMMAND --help` teaches each one.\n"
+    for name, summary in BUILT_IN.items():
+        yield f"- `overlaynet {name}`: {summary}"
+    yield ""
+
+
+def settings() -> Iterator[str]:
+    """Every setting, by group."""
+    yield "## Settings\n"
+    yield (
+        "Each can be given as a flag, as an environment variable, or as a key of the TOML file that `--config` (or "
+        "`OVERLAYNET_CONFIG`) names. Flags win over the environment, the environment over the file, the file over the "
+        "defaults; `overlaynet run --print-config` shows the outcome.\n"
+    )
+    for group, title in GROUPS.items():
+        yield f"### {title[0].upper()}{title[1:]}\n"
+        yield "| flag | environment variable | default | meaning |"
+        yield "|---|---|---|---|"
+        for field in attrs.fields(Settings):
+            if field.metadata["group"] == group:
+                row = (f"`{config.flag_name(field)}`", f"`{config.environment_name(field)}`", _default(field))
+                yield f"| {' | '.join(row)} | {_cell(field.metadata['help'])} |"
+        yield ""
+
+
+def driver_options() -> Iterator[str]:
+    """The options of every built-in driver."""
+    plugins = Plugins()
+    yield "## Options of the built-in drivers\n"
+    yield (
+        "A backend's options are members of `Backend` in the network document; a store's and a router's are given with "
+        "`--store-option` and `--router-option`, as `KEY=VALUE` (what a setting stands for already needs neither).\n"
+    )
+    for axis, names in BUILT_IN_DRIVERS.items():
+        for name in names:
+            fields = attrs.fields(plugins.driver(axis, name).Options)
+            yield f"### {axis} `{name}`\n"
+            if not fields:
+                yield "It has none.\n"
+                continue
+            yield "| option | default | meaning |"
+            yield "|---|---|---|"
+            for field in fields:
+                yield f"| `{options.display_name(field)}` | {_default(field)} | {_cell(field.metadata['help'])} |"
+            yield ""
+
+
+def hooks() -> Iterator[str]:
+    """Every pluggy hook."""
+    yield "## Hooks\n"
+    yield f"{inspect.getdoc(hookspecs)}\n"
+    for name, function in vars(hookspecs).items():
+        if name.startswith("overlaynet_"):
+            parameters = ", ".join(inspect.signature(function).parameters)
+            yield f"### `{name}({parameters})`\n\n{inspect.getdoc(function)}\n"
+
+
+def contracts() -> Iterator[str]:
+    """What each axis's class asks of a driver, and the table that most stores are made of."""
+    yield "## Driver contracts\n"
+    yield f"Entry-point groups: {', '.join(f'`{group}` ({axis}s)' for axis, group in AXES.items())}.\n"
+    for cls in (drivers.Driver, drivers.Store, drivers.Backend, drivers.Router, table.Table):
+        yield f"### `{cls.__name__}`\n\n{inspect.getdoc(cls)}\n"
+        for name, member in vars(cls).items():
+            if not name.startswith("_") and inspect.isfunction(member):
+                kind = "async " if inspect.iscoroutinefunction(member) else ""
+                required = "" if getattr(member, "__isabstractmethod__", False) else " (optional)"
+                parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
+                yield f"#### `{kind}{cls.__name__}.{name}({parameters})`{required}\n\n{inspect.getdoc(member)}\n"
+
+
+def _default(field: attrs.Attribute[Any]) -> str:
+    if field.default is attrs.NOTHING:
+        return "required"
+    if field.default in (None, (), ""):
+        return "none"
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""The life of the tunnel: its device, its socket, and the engine that carries packets between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import attrs
+
+from overlaynet._threads import call_in_thread
+from overlaynet.backends.udp.engine import DeviceGone, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.python_engine import PythonEngine
+from overlaynet.backends.udp.tun import DeviceNameTaken, check_name, open_tun
+from overlaynet.backends.udp.wire import open_socket
+from overlaynet.drivers import Backend
+from overlaynet.errors import BackendError
+from overlaynet.logs import fields
+from overlaynet.model import JSON, Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.netlink import Netlink, NetlinkError, netlink
+from overlaynet.network import Network
+from overlaynet.options import between, option
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+ALIAS = "overlaynet udp"
+"""What the device's alias says, so that anyone can tell whose it is."""
+HEADERS = 28
+"""Bytes that the tunnel adds to each packet: an IPv4 header without options, and a UDP header."""
+
+_LARGEST_PAYLOAD = 65507
+"""Bytes in the payload of the largest UDP datagram over IPv4."""
+_SMALLEST_MTU = 68
+"""The least that IPv4 asks of a link (RFC 791)."""
+_QUEUE_LENGTH = 1000
+"""Packets that wait in the device while the engine is busy."""
+
+
+@attrs.frozen
+class UdpOptions:
+    """The members of ``Backend`` in the network document."""
+
+    port: int = option(8285, "UDP port on which every node sends and receives.", check=between(1, 65535))
+    name: str = option("overlay0", "Name of the TUN device.", check=check_name)
+    mtu: int | None = option(
+        None,
+        "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU.",
+        name="MTU",
+        check=between(576, _LARGEST_PAYLOAD),
+    )
+
+
+@attrs.frozen
+class _Opened:
+    """What :meth:`UdpBackend.open` has taken. The engine's thread closes the descriptors once there is one."""
+
+    network: Network
+    mtu: int
+    tun: int
+    index: int
+    """The device's interface index: a later device of the same name has another."""
+    wire: socket.socket
+
+    def close(self) -> None:
+        self.wire.close()
+        os.close(self.tun)
+
+
+class UdpBackend(Backend):
+    """Carries each packet, unchanged, as the payload of one UDP datagram; wire-compatible with flannel's udp backend.
+
+    The device is not persistent: however this process ends, the kernel takes the device and all its routes away.
+    """
+
+    Options: ClassVar[type[UdpOptions]] = UdpOptions
+    options: UdpOptions
+
+    def __init__(self, options: UdpOptions) -> None:
+        super().__init__(options)
+        self._opened: _Opened | None = None
+        self._own: Subnets | None = None
+        self._engine: Engine | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = asyncio.Event()
+        self._failure = "the udp backend is closed"
+        self._peers: tuple[EnginePeer, ...] = ()
+        self._unreachable_peers: frozenset[Subnets] = frozenset()
+        self._unwritable: set[Path] = set()
+
+    async def open(self, network: Network, underlay: Underlay) -> LeaseData:
+        """Bind the socket and create the device, which stays down. Like flannel's udp, nothing is published."""
+        mtu = self._fitting_mtu(underlay)
+        if network.ipv4 is None:
+            raise BackendError(
+                "the network document has no IPv4 Network, and the udp backend carries IPv4 only; "
+                "set EnableIPv4 and Network, or choose another backend"
+            )
+        if underlay.ipv4 is None:
+            raise BackendError(
+                f"the interface {underlay.interface} has no IPv4 address, which the udp backend needs; "
+                f"give it one, or choose another with --iface"
+            )
+        if network.ipv6 is not None:
+            log.warning("network not carried", extra=fields(network=network.ipv6.network, reason="udp is IPv4 only"))
+        with contextlib.ExitStack() as undo:
+            wire = open_socket(underlay.ipv4, self.options.port)
+            undo.callback(wire.close)
+            try:
+                tun = open_tun(self.options.name)
+            except DeviceNameTaken as error:
+                raise BackendError(await self._who_has_the_name()) from error
+            undo.callback(os.close, tun)
+            self._opened = _Opened(network, mtu, tun, await _ask(self._mark), wire)
+            undo.pop_all()
+        return LeaseData()
+
+    async def start(self, lease: Lease) -> Device:
+        """Configure the device, switch it on, and start the engine without peers."""
+        opened = self._opened
+        if opened is None or self._thread is not None:
+            raise BackendError("the udp backend is started once, after it was opened; this is a defect of its caller")
+        self._own = lease.subnets
+        await _ask(self._configure)
+        table = PeerTable(lease.subnets)
+        self._engine = PythonEngine(opened.tun, [opened.wire.fileno()], opened.mtu, table)
+        self._thread = threading.Thread(
+            target=self._carry,
+            args=(self._engine, opened, asyncio.get_running_loop()),
+            name=f"{self._engine.name} engine of {self.options.name}",
+            daemon=True,
+        )
+        self._thread.start()
+        return Device(self.options.name, opened.mtu)
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Replace the engine's table; then repair the device, if someone has changed its MTU or address, or set it down."""
+        if self._engine is None or self._own is None:
+            raise BackendError("the udp backend was not started; this is a defect of its caller")
+        reachable = []
+        unreachable = set()
+        for peer in peers:
+            if peer.public_ipv4 is None:
+                unreachable.add(peer.subnets)
+            else:
+                reachable.append(EnginePeer(peer.subnets, peer.public_ipv4, self.options.port))
+        for subnets in sorted(unreachable - self._unreachable_peers, key=str):
+            log.warning("peer not reachable", extra=fields(subnet=subnets, reason="it has no IPv4 address"))
+        self._unreachable_peers = frozenset(unreachable)
+        self._peers = tuple(reachable)
+        self._engine.set_table(PeerTable(self._own, self._peers))
+        await _ask(self._configure)
+
+    def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        """One route for the whole overlay, whoever the peers are: the engine knows what lies where."""
+        if self._opened is None or self._opened.network.ipv4 is None:
+            return []
+        return [Route(self._opened.network.ipv4.network, device=self.options.name)]
+
+    async def run(self) -> None:
+        """Wait until the engine ends, which only a deleted device, a defect, or :meth:`aclose` makes it do."""
+        await self._ended.wait()
+        raise BackendError(self._failure)
+
+    def status(self) -> Mapping[str, JSON]:
+        """Engine, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent."""
+        opened, engine = self._opened, self._engine
+        status: dict[str, JSON] = {
+            "engine": engine.name if engine is not None else None,
+            "device": self.options.name,
+            "mtu": opened.mtu if opened is not None else None,
+            "port": self.options.port,
+        }
+        if engine is None:
+            return status | {"peers": {}, "drops": {}, "unreachables_sent": 0}
+        counters = engine.counters()
+        peers: dict[str, JSON] = {}
+        for peer in self._peers:
+            peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(counters.peers[peer.subnets])}
+        drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
+        return status | {"peers": peers, "drops": drops, "unreachables_sent": counters.unreachables_sent}
+
+    async def aclose(self) -> None:
+        """Stop the engine and close device and socket; if it is cancelled, they are closed all the same, a moment later."""
+        if self._engine is not None and self._thread is not None:
+            self._engine.stop()
+            await call_in_thread(self._thread.join)
+        elif self._opened is not None:
+            self._opened.close()
+            self._opened = None
+            self._ended.set()
+
+    def _carry(self, engine: Engine, opened: _Opened, loop: asyncio.AbstractEventLoop) -> None:
+        """What the engine's thread does: carry packets, and free everything in the end, whatever the end is."""
+        failure = None
+        try:
+            engine.run()
+        except DeviceGone as error:
+            log.debug("device gone", extra=fields(device=self.options.name, reason=error))
+            failure = self._gone()
+        except Exception as error:
+            log.exception("packet engine failed", extra=fields(engine=engine.name))
+            failure = f"the {engine.name} packet engine failed: {error!r}; this is a defect, please report it"
+        engine.close()
+        # Without the device, the kernel answers senders at once; with it, packets would wait in it for nobody.
+        opened.close()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._end, failure)
+
+    def _end(self, failure: str | None) -> None:
+        if failure is not None:
+            self._failure = failure
+        self._ended.set()
+
+    def _fitting_mtu(self, underlay: Underlay) -> int:
+        most = min(underlay.mtu - HEADERS, _LARGEST_PAYLOAD)
+        if most < _SMALLEST_MTU:
+            raise BackendError(
+                f"the interface {underlay.interface} has an MTU of {underlay.mtu}, too small for a tunnel; raise it to "
+                f"{_SMALLEST_MTU + HEADERS} or more, or choose another interface with --iface"
+            )
+        wanted = self.options.mtu
+        if wanted is not None and wanted > most:
+            raise BackendError(
+                f"the network document's Backend asks for MTU {wanted}, but at most {most} fits into the MTU "
+                f"{underlay.mtu} of {underlay.interface} ({HEADERS} bytes are for the tunnel's headers); lower the one "
+                f"or raise the other"
+            )
+        return most if wanted is None else wanted
+
+    # In a thread, with netlink.
+
+    async def _who_has_the_name(self) -> str:
+        name = self.options.name
+        link = await _ask(lambda kernel: kernel.link(name))
+        if link is not None and link.alias == ALIAS:
+            return (
+                f"the device {name} belongs to another overlaynet that is running; stop it, "
+                f"or choose another Name in the network document's Backend"
+            )
+        kind = f" ({link.kind})" if link is not None and link.kind else ""
+        return (
+            f"the device name {name} is taken by another interface{kind}; delete that with `ip link delete {name}`, "
+            f"or choose another Name in the network document's Backend"
+        )
+
+    def _mark(self, kernel: Netlink) -> int:
+        """Make the device recognisable as ours; return its index."""
+        kernel.configure_link(self.options.name, alias=ALIAS)
+        link = kernel.link(self.options.name)
+        if link is None:
+            raise BackendError(self._gone())
+        return link.index
+
+    def _configure(self, kernel: Netlink) -> None:
+        """Make the device what it should be. Idempotent: what is right already is not touched."""
+        opened, name = self._opened, self.options.name
+        link = kernel.link(name)
+        if opened is None or self._own is None or self._own.ipv4 is None or link is None or link.index != opened.index:
+            raise BackendError(self._gone())
+        if link.mtu != opened.mtu:
+            kernel.configure_link(name, mtu=opened.mtu)
+        # The source of our ICMP errors is the device's own address: without accept_local the kernel takes them for forged.
+        self._set_parameter(Path("/proc/sys/net/ipv4/conf", name, "accept_local"), "1")
+        # No link-local IPv6 address, and so no router solicitations into a tunnel that carries IPv4.
+        address_generation = Path("/proc/sys/net/ipv6/conf", name, "addr_gen_mode")
+        if address_generation.exists():  # a kernel, or an MTU, without IPv6 has none
+            self._set_parameter(address_generation, "1")
+        if not link.up:
+            kernel.configure_link(name, transmit_queue_length=_QUEUE_LENGTH, up=True)
+        kernel.set_addresses(name, [IPv4Interface((self._own.ipv4.network_address, 32))])
+
+    def _set_parameter(self, path: Path, value: str) -> None:
+        try:
+            if path.read_text().strip() != value:
+                path.write_text(value)
+        except OSError as error:
+            if path not in self._unwritable:
+                self._unwritable.add(path)
+                log.warning(
+                    "kernel parameter not set", extra=fields(parameter=path, wanted=value, reason=error.strerror)
+                )
+
+    def _gone(self) -> str:
+        return f"the device {self.options.name} is gone: someone deleted or renamed it; start overlaynet again"
+
+
+async def _ask(function: Callable[[Netlink], T]) -> T:
+    """Call ``function`` in a thread, with netlink. :raises BackendError: if the kernel refuses."""
+    try:
+        return await netlink(function)
+    except NetlinkError as error:
+        raise BackendError(str(error)) from error

@@ -1,0 +1,71 @@
+"""TUN devices: network interfaces whose other end is a file descriptor."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from overlaynet.errors import BackendError
+
+_PATH = "/dev/net/tun"
+_TUNSETIFF = 0x400454CA
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_TUN_EXCL = 0x8000
+
+
+def check_name(name: str) -> str | None:
+    """What keeps ``name`` from being the name of a network interface (Linux, ``dev_valid_name``), if anything."""
+    if not 1 <= len(name.encode()) <= 15:
+        return f"must be an interface name of 1 to 15 bytes, not {name!r}"
+    # The kernel reads % as a pattern, and has sysctl directories of its own called "all" and "default".
+    if not name.isascii() or not name.isprintable() or set(name) & set("/: %") or name in (".", "..", "all", "default"):
+        return f"must be an interface name, such as 'overlay0', not {name!r}"
+    return None
+
+
+class DeviceNameTaken(Exception):
+    """There is an interface of this name already."""
+
+
+def open_tun(name: str) -> int:
+    """Create the TUN device ``name`` and return its descriptor: non-blocking, closed on exec.
+
+    Each read returns, and each write takes, one whole IP packet with nothing before it. The device is down, and lives as
+    long as the descriptor.
+
+    :raises DeviceNameTaken: if an interface of this name exists, whatever it is.
+    :raises BackendError: if this process cannot have a TUN device.
+    """
+    try:
+        descriptor = os.open(_PATH, os.O_RDWR | os.O_NONBLOCK)  # and not inheritable: PEP 446
+    except OSError as error:
+        raise BackendError(_explain(error)) from error
+    try:
+        # Exclusive, for without it the kernel would hand over a persistent device that someone else has made.
+        fcntl.ioctl(
+            descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL)
+        )
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EBUSY, errno.EEXIST):
+            raise DeviceNameTaken(name) from error
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise BackendError(_explain(error)) from error
+        raise BackendError(
+            f"the kernel refuses to make the TUN device {name}: {error.strerror}; see its log (dmesg)"
+        ) from error
+    return descriptor
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "making a TUN device needs root, or the capability CAP_NET_ADMIN; run overlaynet with it"
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return (
+            f"{_PATH} is missing; load the kernel module with `modprobe tun` "
+            f"(in a container, hand the device in: --device {_PATH})"
+        )
+    return f"{_PATH} cannot be opened: {error.strerror}"

@@ -1,0 +1,208 @@
+"""The compare-and-swap table on etcd: transactions, etcd leases, and flannel's keys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+from overlaynet._threads import call_in_thread
+from overlaynet.errors import OverlaynetError, StoreUnavailable
+from overlaynet.logs import fields
+from overlaynet.stores import _etcd_replies as replies
+from overlaynet.stores._etcd_client import EtcdClient
+from overlaynet.stores._etcd_errors import OutcomeUnknown, Refused
+from overlaynet.stores._etcd_watch import Watcher
+from overlaynet.table import Record, Table
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CALLS_AT_ONCE = 16
+_NOT_FOUND = 5
+_FAILED_PRECONDITION = 9
+
+
+@attrs.frozen
+class EtcdRecord(Record):
+    """A record, and the etcd lease that its key is attached to."""
+
+    lease: int = attrs.field(default=0, eq=False)
+    """0 for none: the record never expires."""
+
+
+class EtcdTable(Table):
+    """A table whose records are the keys of etcd under ``root``; a record's version is its ``mod_revision``.
+
+    Each record with a lifetime has an etcd lease of its own, granted before the write and revoked when the record is
+    written over or deleted, so that no empty lease is left. etcd counts whole seconds: lifetimes are rounded up.
+    """
+
+    def __init__(self, client: EtcdClient, root: str) -> None:
+        self._client = client
+        self._root = root
+        self._limit = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._watchers: set[Watcher] = set()
+
+    async def get(self, key: str) -> Record | None:
+        return await self._in_thread(self._get, key)
+
+    async def list(self, prefix: str) -> Mapping[str, Record]:
+        return await self._in_thread(self._list, prefix)
+
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        condition = {"target": "CREATE", "create_revision": "0"}
+        return await self._in_thread(self._write, key, value, ttl, condition)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        condition = _unchanged(record)
+        if condition is None:
+            return None
+        return await self._in_thread(self._write, record.key, value, ttl, condition)
+
+    async def delete(self, record: Record) -> bool:
+        condition = _unchanged(record)
+        if condition is None:
+            return False
+        return await self._in_thread(self._delete, record.key, condition)
+
+    async def watch(self, prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
+        watcher = Watcher(self._client, self._key(prefix), self._record)
+        self._watchers.add(watcher)
+        try:
+            watcher.start()
+            while (listing := await watcher.next()) is not None:
+                yield listing
+        finally:
+            self._watchers.discard(watcher)
+            await watcher.aclose()
+
+    async def ttl(self, record: Record) -> float:
+        return await self._in_thread(self._ttl, record)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*[watcher.aclose() for watcher in self._watchers])
+        self._client.close()
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        async with self._limit:
+            return await call_in_thread(function, *arguments)
+
+    def _get(self, key: str) -> EtcdRecord | None:
+        _, found = self._client.call("kv/range", {"key": replies.encode(self._key(key))}, replies.read_range)
+        return self._record(found[0]) if found else None
+
+    def _list(self, prefix: str) -> Mapping[str, Record]:
+        _, found = self._client.call("kv/range", replies.prefix_range(self._key(prefix)), replies.read_range)
+        return {record.key: record for record in map(self._record, found)}
+
+    def _write(self, key: str, value: bytes, ttl: float, condition: Mapping[str, str]) -> EtcdRecord | None:
+        lease = self._grant(ttl) if ttl != math.inf else 0
+        put: dict[str, Any] = {"key": replies.encode(self._key(key)), "value": replies.encode(value), "prev_kv": True}
+        if lease:
+            put["lease"] = str(lease)
+        try:
+            written = self._transact(key, condition, {"request_put": put})
+        except OutcomeUnknown:
+            raise  # the record may be there, and would vanish with the lease
+        except OverlaynetError:
+            self._revoke(lease)
+            raise
+        if not written.succeeded:
+            self._revoke(lease)
+            return None
+        self._revoke_unused(written.previous_lease)
+        return EtcdRecord(key, value, str(written.revision), ttl, lease)
+
+    def _delete(self, key: str, condition: Mapping[str, str]) -> bool:
+        delete = {"key": replies.encode(self._key(key)), "prev_kv": True}
+        deleted = self._transact(key, condition, {"request_delete_range": delete})
+        self._revoke_unused(deleted.previous_lease)
+        return deleted.succeeded
+
+    def _transact(self, key: str, condition: Mapping[str, str], operation: Mapping[str, Any]) -> replies.Transacted:
+        compare = {"key": replies.encode(self._key(key)), "result": "EQUAL", **condition}
+        body = {"compare": [compare], "success": [operation]}
+        try:
+            return self._client.call("kv/txn", body, replies.read_transaction, repeatable=False)
+        except Refused as refusal:
+            if refusal.code == _NOT_FOUND:  # "requested lease not found"
+                raise StoreUnavailable(
+                    f"{self._client} took too long: the lifetime of {key} ended before it began"
+                ) from None
+            raise
+
+    def _ttl(self, record: Record) -> float:
+        current = record if isinstance(record, EtcdRecord) and record.lease != 0 else self._get(record.key)
+        while current is not None:
+            if current.lease == 0:
+                return math.inf
+            living = self._time_to_live(current.lease)
+            if living.seconds >= 0 and self._key(record.key) in living.keys:
+                return float(living.seconds)
+            # Gone, or written over and attached to another etcd lease since.
+            found = self._get(record.key)
+            current = None if found is None or found.lease == current.lease else found
+        return 0.0
+
+    def _grant(self, ttl: float) -> int:
+        """Grant an etcd lease. The id is ours, so that asking twice does not make two."""
+        lease = secrets.randbits(62) + 1
+        body = {"ID": str(lease), "TTL": str(max(1, math.ceil(ttl)))}
+        try:
+            return self._client.call("lease/grant", body, replies.read_lease)
+        except Refused as refusal:
+            if refusal.code != _FAILED_PRECONDITION:  # "lease already exists": the answer to the first try was lost
+                raise
+            return lease
+
+    def _time_to_live(self, lease: int) -> replies.TimeToLive:
+        body = {"ID": str(lease), "keys": True}
+        return self._client.call("lease/timetolive", body, replies.read_time_to_live)
+
+    def _revoke_unused(self, lease: int) -> None:
+        """Revoke an etcd lease that our write has freed its key from, unless it still holds others' keys."""
+        if lease == 0:
+            return
+        try:
+            living = self._time_to_live(lease)
+        except OverlaynetError as error:
+            log.debug("etcd lease left to expire", extra=fields(reason=error))
+            return
+        if living.seconds >= 0 and not living.keys:
+            self._revoke(lease)
+
+    def _revoke(self, lease: int) -> None:
+        if lease == 0:
+            return
+        try:
+            self._client.call("lease/revoke", {"ID": str(lease)}, replies.read_header)
+        except OverlaynetError as error:
+            log.debug("etcd lease left to expire", extra=fields(reason=error))
+
+    def _key(self, key: str) -> bytes:
+        return (self._root + key).encode()
+
+    def _record(self, found: replies.KeyValue) -> EtcdRecord:
+        root = self._root.encode()
+        # A key that is no UTF-8 is nobody's lease; it is shown, so that it can be reported.
+        key = found.key.removeprefix(root).decode("utf-8", "backslashreplace")
+        never = math.inf if found.lease == 0 else None
+        return EtcdRecord(key, found.value, str(found.revision), never, found.lease)
+
+
+def _unchanged(record: Record) -> Mapping[str, str] | None:
+    """The condition that a key is still at this version; ``None`` if it can not be.
+
+    Revision 0 is how etcd says that a key does not exist.
+    """
+    version = record.version
+    if not (version.isascii() and version.isdigit()) or int(version) == 0:
+        return None
+    return {"target": "MOD", "mod_revision": version}

@@ -1,0 +1,204 @@
+"""Watching etcd: a list, then its changes from the next revision on, in a thread of its own.
+
+etcd3gw's watch falls silent for ever when etcd restarts, compacts or loses its leader, so this one speaks to the gateway
+itself: one connection to one endpoint, first ``kv/range``, then the endless answer to ``watch``. What breaks is resumed
+after the last event seen, at the next endpoint; a compaction, or an etcd that lost its data, leads to a fresh list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from overlaynet.logs import fields
+from overlaynet.stores import _etcd_errors as errors
+from overlaynet.stores import _etcd_replies as replies
+from overlaynet.stores._etcd_client import EtcdClient
+from overlaynet.stores._etcd_connection import Connection
+from overlaynet.stores._etcd_errors import EndpointError, Refused
+from overlaynet.stores._etcd_newest import Newest
+from overlaynet.stores._etcd_settings import Endpoint
+from overlaynet.table import Record
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
+_STEADY = 10.0
+"""A watch that lasted this many seconds before it broke is opened again without much delay."""
+_CLOSE_SECONDS = 1.0
+
+
+class Watcher:
+    """Follows all keys with a prefix, and hands the newest listing to the event loop.
+
+    :param prefix: of the keys, as etcd has them.
+    :param read_record: makes the record of a key; the listings are by the record's key.
+    """
+
+    def __init__(self, client: EtcdClient, prefix: bytes, read_record: Callable[[replies.KeyValue], Record]) -> None:
+        self._client = client
+        self._range = replies.prefix_range(prefix)
+        self._prefix = prefix
+        self._read_record = read_record
+        self._newest = Newest[Mapping[str, Record]]()
+        self._thread = threading.Thread(target=self._run, name="watch etcd", daemon=True)
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        # All below is the thread's own.
+        self._listing: dict[str, Record] | None = None
+        self._next_revision = 0
+        self._cluster = 0
+        self._endpoints = deque(client.rotation())
+        self._token: str | None = None
+        self._token_refused = False
+        self._failures: dict[Endpoint, EndpointError] = {}
+        """Of the endpoints tried since the watch last stood."""
+        self._broken_since: float | None = None
+        self._stood_since: float | None = None
+        """When this watch was opened; ``None`` if it did not come to stand."""
+        self._attempts = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def next(self) -> Mapping[str, Record] | None:
+        """The newest listing, once there is one that has not been returned yet; ``None`` after :meth:`aclose`.
+
+        :raises StoreUnavailable: when no endpoint serves the watch. :raises StoreError: when none ever will.
+        """
+        return await self._newest.get()
+
+    async def aclose(self) -> None:
+        """End the thread, wherever it waits, and wait a moment for that; idempotent."""
+        self._stopping.set()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.cut()
+        with contextlib.suppress(TimeoutError):  # it is making a connection: that has a time limit of its own
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._newest.wait_closed()
+                self._thread.join(_CLOSE_SECONDS)  # to be closed is the last thing it does
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._follow()
+        except BaseException as caught:
+            error = caught
+        self._newest.close(None if self._stopping.is_set() else error)
+
+    def _follow(self) -> None:
+        """Watch until stopped. :raises OverlaynetError: what :meth:`next` is to raise."""
+        while not self._stopping.is_set():
+            self._stood_since = None
+            try:
+                self._watch(self._endpoints[0])
+            except _ListAnew as reason:
+                log.info("listing anew", extra=fields(endpoint=self._endpoints[0], reason=reason))
+                self._listing = None
+            except Refused as refusal:
+                if self._token_refused or not refusal.by_token or not self._client.forget_token(self._token):
+                    raise self._client.explained(refusal) from refusal
+                self._token_refused = True
+            except EndpointError as error:
+                self._failed(self._endpoints[0], error)
+            else:
+                continue  # silence: see if it is still there, and go on where we are
+            self._pause()
+
+    def _watch(self, endpoint: Endpoint) -> None:
+        """Watch one endpoint, until silence falls."""
+        self._client.check_open()
+        self._token = self._client.token(endpoint)
+        connection = Connection(self._client, endpoint)
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._connection = connection
+        try:
+            if self._listing is None:
+                self._list(connection)
+            create = {**self._range, "start_revision": str(self._next_revision)}
+            for document in connection.stream("watch", {"create_request": create}, self._token):
+                self._take(_read(replies.read_watch, document))
+        finally:
+            with self._lock:
+                self._connection = None
+            connection.close()
+
+    def _list(self, connection: Connection) -> None:
+        header, found = _read(replies.read_range, connection.call("kv/range", self._range, self._token))
+        self._listing = {record.key: record for record in map(self._read_record, found)}
+        self._next_revision = header.revision + 1
+        self._cluster = header.cluster
+        self._newest.put(dict(self._listing))
+
+    def _take(self, reply: replies.WatchReply) -> None:
+        """Take one document of the watch."""
+        if reply.compacted:
+            raise _ListAnew("what came next is compacted away")
+        if reply.cancelled:
+            raise errors.from_refusal(*replies.read_cancel_reason(reply.cancel_reason))
+        if reply.created:
+            if reply.header.cluster != self._cluster or reply.header.revision < self._next_revision - 1:
+                raise _ListAnew("etcd lost its data, or is another one")
+            self._stands()
+        if reply.events and self._listing is not None:
+            for found, deleted in reply.events:
+                record = self._read_record(found)
+                if deleted:
+                    self._listing.pop(record.key, None)
+                else:
+                    self._listing[record.key] = record
+                # Never the header's revision: etcd sends old events in batches, each with the newest revision.
+                self._next_revision = max(self._next_revision, found.revision + 1)
+            self._newest.put(dict(self._listing))
+
+    def _stands(self) -> None:
+        self._stood_since = time.monotonic()
+        self._token_refused = False
+        self._failures.clear()
+        self._broken_since = None
+
+    def _failed(self, endpoint: Endpoint, error: EndpointError) -> None:
+        """Note a failure, and go on to the next endpoint. :raises OverlaynetError: when all have failed for too long."""
+        log.debug("watch broke", extra=fields(endpoint=endpoint, reason=error))
+        now = time.monotonic()
+        self._broken_since = now if self._broken_since is None else self._broken_since
+        self._failures[endpoint] = error
+        self._endpoints.rotate(-1)
+        if error.hung_up:
+            self._client.forget_token(self._token)
+        patience = self._client.timeouts.patience if self._listing is not None else 0.0
+        if len(self._failures) == len(self._endpoints) and now - self._broken_since >= patience:
+            raise self._client.unserved(self._failures)
+
+    def _pause(self) -> None:
+        """Wait before the next attempt: longer each time, and never as long as the other nodes do."""
+        if self._stood_since is not None and time.monotonic() - self._stood_since >= _STEADY:
+            self._attempts = 0
+        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._attempts)
+        self._attempts += 1
+        self._stopping.wait(delay * random.uniform(0.5, 1.5))
+
+
+class _ListAnew(Exception):
+    """The events that come next are not to be had; the text says why."""
+
+
+def _read(read: Callable[[object], T], document: object) -> T:
+    try:
+        return read(document)
+    except replies.OddReply as error:
+        raise EndpointError(f"its answer is not one of etcd's: {error}") from error

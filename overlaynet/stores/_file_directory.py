@@ -1,0 +1,304 @@
+"""The file store's directory: records as files, written by one process at a time. Every call blocks; none needs asyncio.
+
+Beside the records the directory holds
+
+- ``.lock``: who lists holds a shared ``flock`` on it, who writes an exclusive one; the kernel releases it when its
+  holder dies;
+- ``.new``: the one file that is being written. It is renamed into place once it is whole and on the disk; what a killed
+  writer left of it, the next one removes.
+
+Names that begin with a dot are never records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import attrs
+
+from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
+from overlaynet.logs import fields
+from overlaynet.stores import _file_format as form
+from overlaynet.table import Record
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT = 10.0
+"""Seconds that a caller waits for the lock; a write takes milliseconds."""
+LARGEST = 1 << 20
+"""Bytes in the largest record file; that of a lease has a few hundred."""
+
+_LOCK, _NEW = ".lock", ".new"
+
+
+class Abandoned(Exception):
+    """Nobody waits for this call any more; it has written nothing."""
+
+
+@attrs.frozen
+class Listing:
+    """All live records below a prefix at one moment, and all directories that records can appear in."""
+
+    records: Mapping[str, Record]
+    directories: tuple[str, ...]
+
+
+class Directory:
+    """The records in one directory.
+
+    ``abandoned`` is set by another thread when nobody waits for the call any more: a call that has not begun to
+    write by then ends with :exc:`Abandoned`.
+    """
+
+    def __init__(self, path: str, now: Callable[[], form.Moment] = form.now) -> None:
+        self.path = os.path.abspath(path)
+        self._now = now
+        self._strange: set[str] = set()
+
+    def get(self, abandoned: threading.Event, key: str) -> Record | None:
+        """The record, or ``None`` if there is none or it has expired. Needs no lock: a record's file is always whole."""
+        with self._explained():
+            _make_directory(self.path)
+            return self._find(key, self._now())
+
+    def listing(self, abandoned: threading.Event, prefix: str) -> Listing:
+        """All live records whose key starts with ``prefix``, in the order of their keys."""
+        with self._explained(), self._locked(fcntl.LOCK_SH, abandoned):
+            now = self._now()
+            directories, paths = self._walk()
+            found = {key: self._read(key, path, now) for key, path in sorted(paths.items()) if key.startswith(prefix)}
+            return Listing({key: record for key, record in found.items() if record is not None}, tuple(directories))
+
+    def create(self, abandoned: threading.Event, key: str, value: bytes, ttl: float) -> Record | None:
+        """Write a record that does not exist yet; ``None`` if it does."""
+        with self._explained(), self._writing(abandoned) as now:
+            return self._write(key, value, ttl, now) if self._find(key, now) is None else None
+
+    def replace(self, abandoned: threading.Event, record: Record, value: bytes, ttl: float) -> Record | None:
+        """Write over exactly this version; ``None`` if the record has changed or gone."""
+        with self._explained(), self._writing(abandoned) as now:
+            return self._write(record.key, value, ttl, now) if self._stands(record, now) else None
+
+    def delete(self, abandoned: threading.Event, record: Record) -> bool:
+        """Delete exactly this version; ``False`` if the record has changed or gone."""
+        with self._explained(), self._writing(abandoned) as now:
+            stands = self._stands(record, now)
+            if stands:
+                self._remove(self._path(record.key))
+            return stands
+
+    @contextlib.contextmanager
+    def _writing(self, abandoned: threading.Event) -> Iterator[form.Moment]:
+        """Hold the directory alone, cleared of expired records and of what killed writers left; yields the time."""
+        with self._locked(fcntl.LOCK_EX, abandoned):
+            now = self._now()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.path, _NEW))
+            for key, path in self._walk()[1].items():
+                content = _content(path)
+                if content is not None and form.decode(content, now)[1] <= 0:
+                    log.debug("expired record removed", extra=fields(key=key))
+                    self._remove(path)
+            yield now
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int, abandoned: threading.Event) -> Iterator[None]:
+        path = os.path.join(self.path, _LOCK)
+        give_up = time.monotonic() + LOCK_TIMEOUT
+        pause = 0.001
+        # Asked for again and again: waiting in the kernel could not be given up.
+        while (lock := self._try_lock(path, kind)) is None and not abandoned.is_set():
+            if time.monotonic() > give_up:
+                raise StoreUnavailable(
+                    f"another process has kept the file store {self.path} locked for {LOCK_TIMEOUT:g} s; "
+                    f"find it with: fuser -v {path}"
+                )
+            abandoned.wait(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, 0.02)
+        try:
+            if abandoned.is_set():
+                raise Abandoned
+            yield
+        finally:
+            if lock is not None:
+                _unlock(lock)
+
+    def _try_lock(self, path: str, kind: int) -> int | None:
+        _make_directory(self.path)
+        # Read-only: closing a file that was open for writing would wake all watches.
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            # If the directory was removed and made anew, the others' lock is another file by now.
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(lock)
+            raise
+        _unlock(lock)
+        return None
+
+    def _walk(self) -> tuple[list[str], dict[str, str]]:
+        """All directories that records can appear in, and the path of each record's file by its key."""
+        directories, paths = [self.path], {}
+        for directory in directories:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                    elif (key := form.key_of(os.path.relpath(entry.path, self.path))) is not None:
+                        paths[key] = entry.path
+                    elif entry.path not in self._strange:
+                        self._strange.add(entry.path)
+                        log.warning("file ignored: no record is named so", extra=fields(path=entry.path))
+        return directories, paths
+
+    def _path(self, key: str) -> str:
+        name = form.file_name(key)
+        path = os.path.join(self.path, name)
+        inside = os.path.join(os.path.realpath(self.path), os.path.dirname(name))
+        if os.path.realpath(os.path.dirname(path)) != os.path.normpath(inside):
+            raise _not_a_directory(os.path.dirname(path))  # but a symbolic link
+        return path
+
+    def _find(self, key: str, now: form.Moment) -> Record | None:
+        return self._read(key, self._path(key), now)
+
+    def _stands(self, record: Record, now: form.Moment) -> bool:
+        found = self._find(record.key, now)
+        return found is not None and found.version == record.version
+
+    def _read(self, key: str, path: str, now: form.Moment) -> Record | None:
+        content = _content(path)
+        if content is None:
+            return None
+        value, ttl = form.decode(content, now)
+        return None if ttl <= 0 else Record(key, value, form.version_of(content), ttl)
+
+    def _write(self, key: str, value: bytes, ttl: float, now: form.Moment) -> Record:
+        content = form.encode(value, ttl, now)
+        if len(content) > LARGEST:
+            raise StoreError(f"a record of {len(content)} bytes is too large for {self}; it takes {LARGEST}")
+        path, new = self._path(key), os.path.join(self.path, _NEW)
+        directory = os.path.dirname(path)
+        _make_directory(directory)
+        try:
+            with open(new, "wb", opener=_open_to_write) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
+            raise
+        _sync(directory)
+        return Record(key, value, form.version_of(content), ttl)
+
+    def _remove(self, path: str) -> None:
+        os.unlink(path)
+        _sync(os.path.dirname(path))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: OSError) -> OverlaynetError:
+        """What the operator is told: what will not mend itself ends the daemon, all else it tries again."""
+        path = self.path if error.filename is None else os.fsdecode(error.filename2 or error.filename)
+        match error.errno:
+            case errno.ENOTDIR:
+                return StoreError(f"{path} is not a directory; move it away, or give the file store another path")
+            case errno.EISDIR:
+                return StoreError(f"{path} is a directory where the file store keeps a record; move it away")
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                return StoreError(
+                    f"the file store may not use {path}: {error.strerror}; run as the owner of {self.path}, "
+                    f"or give the file store another path"
+                )
+            case errno.ENAMETOOLONG:
+                return StoreError(f"{path} is too long a name for a file; give the file store a shorter path")
+            case errno.ENOSPC | errno.EDQUOT:
+                return StoreUnavailable(f"the file store {self.path} is full: {error.strerror}; free space there")
+            case _:
+                return StoreUnavailable(f"the file store {self.path} does not work: {path}: {error.strerror}")
+
+
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EIO)
+
+
+def _content(path: str) -> bytes | None:
+    """The content of a record's file, or ``None`` if there is none.
+
+    A file that is there but cannot be read has the reason as its content: its key is taken, and it shows as damaged.
+    """
+    try:
+        with open(path, "rb", opener=_open_to_read) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return b"not a regular file"
+            content = file.read(LARGEST + 1)
+            return content if len(content) <= LARGEST else b"larger than %d bytes" % LARGEST
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        return f"not readable: {error.strerror}".encode()
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _open_to_write(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _make_directory(path: str) -> None:
+    """Make a directory, and those above it, if they are missing."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    if above != path:
+        _make_directory(above)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise _not_a_directory(path) from None
+    _sync(above)
+
+
+def _not_a_directory(path: str) -> NotADirectoryError:
+    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+def _unlock(lock: int) -> None:
+    # A process forked meanwhile shares the lock, and would keep it if it were only closed here.
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
+
+
+def _sync(directory: str) -> None:
+    """Let the names in a directory survive a power failure."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

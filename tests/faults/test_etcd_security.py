@@ -1,0 +1,380 @@
+"""Users, passwords and certificates of a real etcd: what is let in, and what an operator is told who is not."""
+
+import asyncio
+import base64
+import itertools
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
+from overlaynet.stores._etcd_settings import Timeouts
+from overlaynet.stores.etcd import EtcdOptions, EtcdStore
+from overlaynet.table import Record, Table
+from overlaynet.testing.etcd import Certificates, EtcdServer, make_certificates
+from overlaynet.testing.relay import Relay
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 30.0
+TOKEN_TTL = 1
+PASSWORD = "open sesame"
+
+OpenTable = Callable[..., Table]
+
+_numbers = itertools.count()
+
+
+class HastyStore(EtcdStore):
+    timeouts = Timeouts(connect=2.0, answer=5.0, silence=1.0, patience=2.0)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Of another authority, and for another server."""
+    return make_certificates(tmp_path_factory.mktemp("foreign"), server_names=["DNS:elsewhere.example"])
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[EtcdServer]:
+    """An etcd that knows users: ``writer`` for all under /guarded, ``stranger`` for nothing."""
+    with EtcdServer(arguments=["--auth-token-ttl", str(TOKEN_TTL), "--bcrypt-cost", "4"]) as server:
+        enable_users(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def secured(certificates: Certificates) -> Iterator[EtcdServer]:
+    with EtcdServer(certificates=certificates) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def exclusive(certificates: Certificates) -> Iterator[EtcdServer]:
+    """An etcd that demands client certificates."""
+    with EtcdServer(certificates=certificates, client_certificates=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def open_table() -> AsyncIterator[OpenTable]:
+    opened: list[Table] = []
+    prefix = f"/guarded/test{next(_numbers)}"
+
+    def open_table(endpoint: str, **options: Any) -> Table:
+        paths = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        opened.append(HastyStore(EtcdOptions(endpoints=(endpoint,), **{"prefix": prefix, **paths})).make_table())
+        return opened[-1]
+
+    yield open_table
+    for table in opened:
+        await table.aclose()
+
+
+def enable_users(server: EtcdServer) -> None:
+    def encode(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    for user in ("root", "writer", "stranger"):
+        server.post("/v3/auth/user/add", {"name": user, "password": PASSWORD})
+    permission = {"permType": "READWRITE", "key": encode("/guarded/"), "range_end": encode("/guarded0")}
+    server.post("/v3/auth/role/add", {"name": "network"})
+    server.post("/v3/auth/role/grant", {"name": "network", "perm": permission})
+    server.post("/v3/auth/user/grant", {"user": "writer", "role": "network"})
+    server.post("/v3/auth/user/grant", {"user": "root", "role": "root"})
+    server.post("/v3/auth/enable", {})
+
+
+async def until(
+    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
+) -> Mapping[str, Record]:
+    async with asyncio.timeout(PATIENCE):
+        async for listing in listings:
+            if condition(listing):
+                return listing
+    raise AssertionError("the watch ended")
+
+
+async def check_works(table: Table) -> None:
+    """Every kind of request, and a watch."""
+    async with aclosing(table.watch("subnets/")) as listings:
+        await until(listings, lambda listing: not listing)
+        record = await table.create("subnets/a", b"one", 60.0)
+        assert record is not None
+        await until(listings, bool)
+        replaced = await table.replace(record, b"two", 60.0)
+        assert replaced is not None
+        assert await table.get("subnets/a") == replaced
+        assert 0 < await table.ttl(replaced) <= 60
+        assert await table.delete(replaced)
+        await until(listings, lambda listing: not listing)
+
+
+async def refusal(table: Table) -> str:
+    """What every kind of request says that is refused for good: a read, a write and a watch agree."""
+    texts = set()
+    for request in (table.get("config"), table.create("config", b"", 60.0), anext(table.watch("subnets/"))):
+        with pytest.raises(StoreError) as caught:
+            await request
+        texts.add(str(caught.value))
+    (text,) = texts
+    assert PASSWORD not in text
+    return text
+
+
+async def tokens_expired(server: EtcdServer) -> None:
+    """Wait until etcd has forgotten all tokens that were not used meanwhile."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            token = server.post("/v3/auth/authenticate", {"name": "writer", "password": PASSWORD})["token"]
+            await asyncio.sleep(TOKEN_TTL + 1.5)  # etcd looks for expired tokens once a second
+            try:
+                server.post("/v3/kv/range", {"key": "L2d1YXJkZWQv"}, token)
+            except OverlaynetError:
+                return
+
+
+# Users
+
+
+async def test_a_user_with_the_right_password_and_role_is_let_in(guarded: EtcdServer, open_table: OpenTable) -> None:
+    await check_works(open_table(guarded.endpoint, username="writer", password=PASSWORD))
+
+
+async def test_a_token_that_expired_is_renewed(guarded: EtcdServer, open_table: OpenTable) -> None:
+    async with Relay("127.0.0.1", guarded.port) as relay:
+
+        def authentications() -> int:
+            return relay.received.count(b"POST /v3/auth/authenticate")
+
+        table = open_table(f"http://127.0.0.1:{relay.port}", username="writer", password=PASSWORD)
+        record = await table.create("subnets/a", b"one", 60.0)
+        assert record is not None
+        assert await table.get("subnets/a") == record
+        assert authentications() == 1
+        await tokens_expired(guarded)
+        replaced = await table.replace(record, b"two", 60.0)
+        assert replaced is not None
+        assert authentications() == 2
+        await tokens_expired(guarded)
+        async with aclosing(table.watch("subnets/")) as listings:
+            assert await until(listings, bool) == {"subnets/a": replaced}
+        assert authentications() == 3
+        await tokens_expired(guarded)
+        assert await asyncio.gather(*(table.get("subnets/a") for _ in range(10))) == [replaced] * 10
+
+
+async def test_a_watch_survives_its_token(guarded: EtcdServer, open_table: OpenTable) -> None:
+    table = open_table(guarded.endpoint, username="writer", password=PASSWORD)
+    async with aclosing(table.watch("subnets/")) as listings:
+        await until(listings, lambda listing: not listing)
+        await tokens_expired(guarded)
+        record = await table.create("subnets/a", b"")
+        assert record is not None
+        assert await until(listings, bool) == {"subnets/a": record}
+
+
+async def test_a_dropped_connection_with_a_stale_token_is_answered_with_a_new_token(
+    guarded: EtcdServer, open_table: OpenTable
+) -> None:
+    """Some versions of etcd 3.4 answer a token that has expired by hanging up, as the relay does here."""
+    async with Relay("127.0.0.1", guarded.port) as relay:
+        table = open_table(f"http://127.0.0.1:{relay.port}", username="writer", password=PASSWORD)
+        assert await table.get("config") is None
+        relay.hang_up_next = True
+        assert await table.get("config") is None
+        assert relay.received.count(b"/v3/auth/authenticate") == 2
+
+
+async def test_a_password_file_is_read_for_each_token(
+    guarded: EtcdServer, open_table: OpenTable, tmp_path: Path
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wrong\n")
+    table = open_table(guarded.endpoint, username="writer", password_file=secret)
+    with pytest.raises(StoreError, match="invalid user ID or password"):
+        await table.get("config")
+    secret.write_text(f"{PASSWORD}\n")
+    assert await table.get("config") is None
+    secret.unlink()
+    await tokens_expired(guarded)
+    with pytest.raises(StoreError, match=f"--etcd-password-file: cannot read {secret}: No such file or directory"):
+        await table.get("config")
+
+
+@pytest.mark.parametrize("user", ["writer", "nobody"])
+async def test_a_wrong_user_or_password_is_named(guarded: EtcdServer, open_table: OpenTable, user: str) -> None:
+    text = await refusal(open_table(guarded.endpoint, username=user, password="wrong"))
+    assert text == (
+        f"etcd at {guarded.endpoint} refused user {user!r}: authentication failed, invalid user ID or password; "
+        "check --etcd-username and --etcd-password"
+    )
+
+
+async def test_missing_credentials_are_asked_for(guarded: EtcdServer, open_table: OpenTable) -> None:
+    text = await refusal(open_table(guarded.endpoint))
+    assert text == f"etcd at {guarded.endpoint} demands a user; give --etcd-username and --etcd-password-file"
+
+
+async def test_a_user_without_permission_is_named(guarded: EtcdServer, open_table: OpenTable) -> None:
+    text = await refusal(open_table(guarded.endpoint, username="stranger", password=PASSWORD))
+    assert text.startswith(f"etcd at {guarded.endpoint} refused user 'stranger': permission denied; grant")
+    outside = open_table(guarded.endpoint, username="writer", password=PASSWORD, prefix="/elsewhere")
+    assert "permission denied" in await refusal(outside)
+
+
+async def test_credentials_do_no_harm_where_there_are_no_users(open_table: OpenTable) -> None:
+    with EtcdServer(arguments=["--bcrypt-cost", "4"]) as server:
+        table = open_table(server.endpoint, username="writer", password=PASSWORD)
+        await check_works(table)
+        enable_users(server)  # and when there are users from now on, they serve
+        await check_works(table)
+
+
+# TLS
+
+
+async def test_an_authority_alone_is_enough(
+    secured: EtcdServer, certificates: Certificates, open_table: OpenTable
+) -> None:
+    await check_works(open_table(secured.endpoint, cafile=certificates.cafile))
+
+
+async def test_a_client_certificate_lets_in(
+    exclusive: EtcdServer, certificates: Certificates, open_table: OpenTable
+) -> None:
+    table = open_table(
+        exclusive.endpoint,
+        cafile=certificates.cafile,
+        certfile=certificates.client_certificate,
+        keyfile=certificates.client_key,
+    )
+    await check_works(table)
+
+
+async def test_users_and_client_certificates_go_together(certificates: Certificates, open_table: OpenTable) -> None:
+    with EtcdServer(certificates=certificates, client_certificates=True, arguments=["--bcrypt-cost", "4"]) as server:
+        enable_users(server)
+        table = open_table(
+            server.endpoint,
+            cafile=certificates.cafile,
+            certfile=certificates.client_certificate,
+            keyfile=certificates.client_key,
+            username="writer",
+            password=PASSWORD,
+        )
+        await check_works(table)
+
+
+async def test_a_wrong_authority_is_named(secured: EtcdServer, foreign: Certificates, open_table: OpenTable) -> None:
+    text = await refusal(open_table(secured.endpoint, cafile=foreign.cafile))
+    assert text.startswith(f"etcd at {secured.endpoint} cannot be used: its certificate is not trusted (")
+    assert text.endswith("; check --etcd-cafile")
+
+
+async def test_without_an_authority_those_of_the_system_decide(secured: EtcdServer, open_table: OpenTable) -> None:
+    text = await refusal(open_table(secured.endpoint))
+    assert text.startswith(f"etcd at {secured.endpoint} cannot be used: its certificate is not trusted (")
+
+
+async def test_a_certificate_for_another_name_is_named(foreign: Certificates, open_table: OpenTable) -> None:
+    with EtcdServer(certificates=foreign) as server:
+        text = await refusal(open_table(server.endpoint, cafile=foreign.cafile))
+        assert text == (
+            f"etcd at {server.endpoint} cannot be used: its certificate is another server's (IP address mismatch, "
+            "certificate is not valid for '127.0.0.1'); name it in --etcd-endpoints as its certificate does"
+        )
+
+
+@pytest.mark.parametrize("attempt", range(5))  # etcd may hang up before or after the request is written
+async def test_a_missing_client_certificate_is_asked_for(
+    exclusive: EtcdServer, certificates: Certificates, open_table: OpenTable, attempt: int
+) -> None:
+    text = await refusal(open_table(exclusive.endpoint, cafile=certificates.cafile))
+    assert text.startswith(
+        f"etcd at {exclusive.endpoint} cannot be used: it demands a client certificate that it trusts ("
+    )
+    assert text.endswith("; check --etcd-certfile and --etcd-keyfile")
+
+
+async def test_a_client_certificate_of_another_authority_is_refused(
+    exclusive: EtcdServer, certificates: Certificates, foreign: Certificates, open_table: OpenTable
+) -> None:
+    table = open_table(
+        exclusive.endpoint,
+        cafile=certificates.cafile,
+        certfile=foreign.client_certificate,
+        keyfile=foreign.client_key,
+    )
+    assert "it demands a client certificate that it trusts" in await refusal(table)
+
+
+async def test_a_certificate_that_was_replaced_is_taken(
+    exclusive: EtcdServer, certificates: Certificates, foreign: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "client.crt", tmp_path / "client.key"
+    shutil.copy(foreign.client_certificate, certificate)
+    shutil.copy(foreign.client_key, key)
+    table = open_table(exclusive.endpoint, cafile=certificates.cafile, certfile=certificate, keyfile=key)
+    with pytest.raises(StoreError, match="demands a client certificate"):
+        await table.get("config")
+    shutil.copy(certificates.client_certificate, certificate)
+    shutil.copy(certificates.client_key, key)
+    await check_works(table)
+
+
+@pytest.mark.parametrize("missing", ["cafile", "certfile", "keyfile"])
+async def test_a_missing_file_is_named(
+    secured: EtcdServer, certificates: Certificates, open_table: OpenTable, missing: str
+) -> None:
+    files = {
+        "cafile": certificates.cafile,
+        "certfile": certificates.client_certificate,
+        "keyfile": certificates.client_key,
+    }
+    table = open_table(secured.endpoint, **{**files, missing: "/nowhere/to-be-found.pem"})
+    assert await refusal(table) == (
+        f"--etcd-{missing}: cannot read /nowhere/to-be-found.pem: No such file or directory"
+    )
+
+
+async def test_a_file_that_is_no_certificate_is_named(
+    secured: EtcdServer, certificates: Certificates, foreign: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    text = await refusal(open_table(secured.endpoint, cafile=junk))
+    assert text == f"--etcd-cafile: {junk} holds no certificate in PEM form"
+    mixed = open_table(
+        secured.endpoint,
+        cafile=certificates.cafile,
+        certfile=certificates.client_certificate,
+        keyfile=foreign.client_key,
+    )
+    assert "are not a certificate and its key" in await refusal(mixed)
+
+
+async def test_http_and_https_mixed_up_is_explained(
+    secured: EtcdServer, guarded: EtcdServer, certificates: Certificates, open_table: OpenTable
+) -> None:
+    plain = open_table(secured.endpoint.replace("https", "http"))
+    with pytest.raises(StoreUnavailable, match="if it speaks TLS, write https://"):
+        await plain.get("config")
+    tls = open_table(guarded.endpoint.replace("http", "https"), cafile=certificates.cafile)
+    with pytest.raises(StoreUnavailable, match="if it does not speak TLS, write http://"):
+        await tls.get("config")
+
+
+async def test_a_gateway_that_is_off_is_named(open_table: OpenTable) -> None:
+    with EtcdServer(arguments=["--enable-grpc-gateway=false"]) as server:
+        text = await refusal(open_table(server.endpoint))
+        assert "or its gateway is off (--enable-grpc-gateway)" in text

@@ -1,0 +1,72 @@
+"""The documentation says what the code does."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+
+from overlaynet import config, drivers, hookspecs, table
+from overlaynet.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_reference_is_up_to_date() -> None:
+    path = ROOT / "docs" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "reference.md").read_text() == module.render(), "run: python docs/make_reference.py"
+
+
+def test_every_setting_hook_and_method_has_a_place_in_the_reference_and_a_sentence() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    for field in attrs.fields(Settings):
+        assert f"| `{config.flag_name(field)}` | `{config.environment_name(field)}` |" in page
+        assert field.metadata["help"]
+    for name, function in vars(hookspecs).items():
+        if name.startswith("overlaynet_"):
+            assert f"### `{name}(" in page
+            assert inspect.getdoc(function)
+    for cls in (drivers.Store, drivers.Backend, drivers.Router, table.Table):
+        for name, member in vars(cls).items():
+            if not name.startswith("_") and inspect.isfunction(member):
+                assert f"{cls.__name__}.{name}(" in page
+                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    headings = {}
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            if file not in headings:
+                found = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                headings[file] = {
+                    re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in found
+                }
+            assert anchor in headings[file], target
+
+
+def test_every_command_line_in_the_documentation_is_one_that_exists() -> None:
+    from overlaynet.cli import BUILT_IN  # noqa: PLC0415 - beside its only use
+
+    flags = {config.flag_name(field) for field in attrs.fields(Settings)}
+    for page in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+        for line in re.findall(r"^(?:    |\$ )+(?:sudo )?overlaynet ([a-z].*)$", page.read_text(), re.MULTILINE):
+            words = line.split()
+            assert words[0] in BUILT_IN, f"{page.name}: {line}"
+            if words[0] == "run":
+                for word in words[1:]:
+                    if word.startswith("--"):
+                        assert word.split("=")[0] in flags | {"--config", "--print-config"}, f"{page.name}: {line}"

@@ -1,0 +1,440 @@
+"""The etcd store against a gateway that answers as the test tells it to: what a real etcd does too seldom to wait for."""
+
+import asyncio
+import base64
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import attrs
+import pytest
+
+from overlaynet.errors import StoreError, StoreUnavailable
+from overlaynet.stores._etcd_newest import Newest
+from overlaynet.stores._etcd_settings import Timeouts
+from overlaynet.stores.etcd import EtcdOptions, EtcdStore
+from overlaynet.table import Record, Table
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 30.0
+HEADER: Mapping[str, object] = {"cluster_id": "7", "member_id": "8", "revision": "100", "raft_term": "2"}
+HANG_UP = 0
+NO_LEADER = (503, {"error": "etcdserver: no leader", "message": "etcdserver: no leader", "code": 14})
+TIMED_OUT = (500, {"error": "context deadline exceeded", "message": "context deadline exceeded", "code": 2})
+BAD_TOKEN = (401, {"error": "etcdserver: invalid auth token", "message": "etcdserver: invalid auth token", "code": 16})
+GRANTED = (200, {"header": HEADER, "ID": "1234", "TTL": "60"})
+WRITTEN = (200, {"header": HEADER, "succeeded": True, "responses": [{"response_put": {"header": {"revision": "100"}}}]})
+EMPTY = (200, {"header": HEADER})
+
+Answer = tuple[int, object]
+"""Status and body; a list as body is a stream of documents, after which the connection is closed."""
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return "asyncio"  # real threads and sockets need the real clock
+
+
+@attrs.frozen
+class Request:
+    path: str
+    body: Mapping[str, Any]
+    token: str | None
+
+
+class Gateway:
+    """Answers each path with its answers in turn, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.answers: dict[str, list[Answer]] = {}
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                path = self.path.removeprefix("/v3/")
+                gateway.requests.append(Request(path, body, self.headers.get("Authorization")))
+                answers = gateway.answers[path]
+                status, content = answers.pop(0) if len(answers) > 1 else answers[0]
+                if status == HANG_UP:
+                    self.close_connection = True
+                    return
+                stream = isinstance(content, list)
+                documents = content if isinstance(content, list) else [content]
+                text = b"".join(d if isinstance(d, bytes) else json.dumps(d).encode() + b"\n" for d in documents)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text) + (1 if stream else 0)))
+                self.end_headers()
+                self.wfile.write(text)
+                if stream:
+                    self.close_connection = True
+                    gateway.streaming.wait()
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nothing: the tests look at the requests."""
+
+        self.streaming = threading.Event()
+        """Set it, and streams end."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01])
+        self._thread.start()
+
+    def asked(self, path: str) -> list[Request]:
+        return [request for request in self.requests if request.path == path]
+
+    def close(self) -> None:
+        self.streaming.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class HastyStore(EtcdStore):
+    timeouts = Timeouts(connect=5.0, answer=5.0, silence=5.0, patience=5.0)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Gateway]:
+    gateway = Gateway()
+    yield gateway
+    gateway.close()
+
+
+OpenTable = Callable[..., Table]
+
+
+@pytest.fixture
+async def open_table(gateway: Gateway, other: Gateway) -> AsyncIterator[OpenTable]:
+    opened: list[Table] = []
+
+    def open_table(*urls: str, **options: Any) -> Table:
+        opened.append(HastyStore(EtcdOptions(endpoints=urls or (gateway.url,), prefix="", **options)).make_table())
+        return opened[-1]
+
+    yield open_table
+    for table in opened:
+        await table.aclose()  # before the gateways go: they wait for their connections to end
+
+
+def kv(key: str, revision: int, value: str = "") -> dict[str, str]:
+    return {
+        "key": base64.b64encode(key.encode()).decode(),
+        "value": base64.b64encode(value.encode()).decode(),
+        "mod_revision": str(revision),
+    }
+
+
+def listed(*keys: Mapping[str, str], revision: int = 100) -> Answer:
+    return 200, {"header": {**HEADER, "revision": str(revision)}, "kvs": list(keys)}
+
+
+def watched(*events: object, revision: int = 100, **members: object) -> dict[str, object]:
+    return {"result": {"header": {**HEADER, "revision": str(revision)}, "events": list(events), **members}}
+
+
+CREATED = watched(created=True)
+
+
+async def until(
+    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
+) -> Mapping[str, Record]:
+    async with asyncio.timeout(PATIENCE):
+        async for listing in listings:
+            if condition(listing):
+                return listing
+    raise AssertionError("the watch ended")
+
+
+# Writes whose outcome is unknown
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (TIMED_OUT, "context deadline exceeded"),
+        ((HANG_UP, None), "it closed the connection without an answer; if it speaks TLS, write https://"),
+        ((502, b"<html>bad gateway</html>"), "it answered Bad Gateway"),
+        ((200, b"<html>welcome</html>"), "its answer is not one of etcd's"),
+        ((200, {"header": None}), "its answer is not one of etcd's: header is not an object"),
+    ],
+)
+async def test_a_write_that_may_have_happened_is_not_sent_again(
+    gateway: Gateway, other: Gateway, open_table: OpenTable, answer: Answer, reason: str
+) -> None:
+    gateway.streaming.set()
+    gateway.answers = {"kv/txn": [answer], "lease/grant": [GRANTED]}
+    with pytest.raises(StoreUnavailable) as caught:
+        await open_table(gateway.url, other.url).create("a", b"", 60.0)
+    assert str(caught.value) == f"etcd at {gateway.url}, {other.url} does not answer ({reason})"
+    assert len(gateway.asked("kv/txn")) == 1
+    assert other.requests == []
+    # The record may be there: it must not vanish with its lease.
+    assert gateway.asked("lease/revoke") == []
+
+
+async def test_a_write_that_surely_did_not_happen_is_sent_elsewhere(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    gateway.answers = {"kv/txn": [NO_LEADER], "lease/grant": [NO_LEADER]}
+    other.answers = {"kv/txn": [WRITTEN], "lease/grant": [GRANTED]}
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        refusing = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        table = open_table(refusing, gateway.url, other.url)
+        assert await table.create("a", b"", 60.0) is not None
+        assert await open_table(refusing, gateway.url, other.url).create("a", b"") is not None
+
+
+async def test_reads_and_grants_are_sent_elsewhere_whatever_happened(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    other.answers = {"kv/txn": [WRITTEN], "lease/grant": [GRANTED], "kv/range": [EMPTY]}
+    for answer in (TIMED_OUT, (HANG_UP, None), (200, {"header": None})):
+        gateway.answers = {"kv/range": [answer], "lease/grant": [answer]}
+        assert await open_table(gateway.url, other.url).get("a") is None
+        assert await open_table(gateway.url, other.url).create("a", b"", 60.0) is not None
+
+
+async def test_a_grant_whose_first_answer_was_lost_is_not_made_twice(gateway: Gateway, open_table: OpenTable) -> None:
+    exists = "etcdserver: lease already exists"
+    gateway.answers = {
+        "lease/grant": [(412, {"error": exists, "message": exists, "code": 9})],
+        "kv/txn": [WRITTEN],
+    }
+    assert await open_table().create("a", b"", 59.1) is not None
+    (grant,) = gateway.asked("lease/grant")
+    assert grant.body["TTL"] == "60", "a lifetime is rounded up"
+    assert int(grant.body["ID"]) > 0
+    (write,) = gateway.asked("kv/txn")
+    assert write.body["success"][0]["request_put"]["lease"] == grant.body["ID"]
+
+
+async def test_a_write_that_failed_for_good_gives_its_etcd_lease_back(gateway: Gateway, open_table: OpenTable) -> None:
+    for code, message, error in [
+        (5, "etcdserver: requested lease not found", StoreUnavailable),
+        (8, "etcdserver: mvcc: database space exceeded", StoreUnavailable),
+        (8, "etcdserver: too many requests", StoreUnavailable),
+        (7, "etcdserver: permission denied", StoreError),
+        (3, "etcdserver: key is not provided", StoreError),
+    ]:
+        gateway.requests.clear()
+        gateway.answers = {
+            "lease/grant": [GRANTED],
+            "kv/txn": [(400, {"error": message, "message": message, "code": code})],
+            "lease/revoke": [TIMED_OUT],  # and what is not given back expires
+        }
+        with pytest.raises(error) as caught:
+            await open_table().create("a", b"", 60.0)
+        assert gateway.url in str(caught.value)
+        assert [request.body for request in gateway.asked("lease/revoke")] == [{"ID": "1234"}]
+
+
+# Tokens
+
+
+async def test_a_token_is_asked_for_without_the_old_one_and_only_once_more(
+    gateway: Gateway, open_table: OpenTable
+) -> None:
+    tokens: list[Answer] = [(200, {"header": HEADER, "token": token}) for token in ("one", "two")]
+    gateway.answers = {"auth/authenticate": tokens, "kv/range": [EMPTY, BAD_TOKEN, EMPTY, BAD_TOKEN]}
+    table = open_table(username="joe", password="secret")
+    assert await table.get("a") is None
+    assert await table.get("a") is None
+    assert [(request.path, request.token) for request in gateway.requests] == [
+        ("auth/authenticate", None),
+        ("kv/range", "one"),
+        ("kv/range", "one"),
+        ("auth/authenticate", None),
+        ("kv/range", "two"),
+    ]
+    with pytest.raises(StoreUnavailable, match="does not serve us now: invalid auth token"):
+        await table.get("a")
+    assert len(gateway.asked("auth/authenticate")) == 3
+
+
+async def test_a_write_that_hung_up_is_not_repeated_but_the_next_gets_a_new_token(
+    gateway: Gateway, open_table: OpenTable
+) -> None:
+    tokens: list[Answer] = [(200, {"header": HEADER, "token": token}) for token in ("one", "two")]
+    gateway.answers = {"auth/authenticate": tokens, "kv/txn": [(HANG_UP, None), WRITTEN]}
+    table = open_table(username="joe", password="secret")
+    with pytest.raises(StoreUnavailable):
+        await table.create("a", b"")
+    assert await table.create("a", b"") is not None
+    assert [request.token for request in gateway.asked("kv/txn")] == ["one", "two"]
+
+
+async def test_a_client_certificate_with_a_common_name_is_explained(gateway: Gateway, open_table: OpenTable) -> None:
+    message = "CommonName of client sending a request against gateway will be ignored and not used as expected"
+    gateway.answers = {"kv/range": [(400, {"error": message, "message": message, "code": 3})]}
+    with pytest.raises(StoreError, match=r"takes no client certificate that has a common name \(CN\)"):
+        await open_table().get("a")
+
+
+# Watching
+
+
+async def test_a_watch_resumes_after_its_last_event_and_not_at_the_newest_revision(
+    gateway: Gateway, open_table: OpenTable
+) -> None:
+    """etcd sends old events in batches; each batch names the newest revision, with events yet to come before it."""
+    gateway.answers = {
+        "kv/range": [EMPTY],
+        "watch": [
+            (200, [CREATED, watched({"kv": kv("a", 101)}, {"kv": kv("b", 102)}, revision=6153)]),
+            (
+                200,
+                [watched(created=True, revision=6153), watched({"type": "DELETE", "kv": kv("a", 103)}, revision=6153)],
+            ),
+            (200, [watched(created=True, revision=6153), watched(revision=6153)]),  # nothing but a sign of life
+            (200, [watched(created=True, revision=6153)]),
+        ],
+    }
+    gateway.streaming.set()
+    async with aclosing(open_table().watch("")) as listings:
+        await until(listings, lambda listing: set(listing) == {"b"})
+        async with asyncio.timeout(PATIENCE):
+            while len(gateway.asked("watch")) < 4:
+                await asyncio.sleep(0.01)
+    starts = [request.body["create_request"]["start_revision"] for request in gateway.asked("watch")]
+    assert starts[:4] == ["101", "103", "104", "104"]
+    assert len(gateway.asked("kv/range")) == 1
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        watched(canceled=True, compact_revision="150"),
+        watched(canceled=True, cancel_reason="etcdserver: mvcc: required revision has been compacted"),
+        watched(created=True, revision=50),
+        {"result": {"header": {"cluster_id": "6", "revision": "100"}, "created": True}},
+    ],
+    ids=["compacted", "compacted, in words", "revision went back", "another cluster"],
+)
+async def test_a_watch_that_cannot_go_on_lists_anew(gateway: Gateway, open_table: OpenTable, document: object) -> None:
+    gateway.answers = {
+        "kv/range": [
+            listed(kv("old", 90)),
+            listed(kv("new", 190), revision=200),
+        ],
+        "watch": [(200, [CREATED, document]), (200, [watched(created=True, revision=200)])],
+    }
+    async with aclosing(open_table().watch("")) as listings:
+        assert set(await until(listings, lambda listing: "old" not in listing)) == {"new"}
+        async with asyncio.timeout(PATIENCE):
+            while len(gateway.asked("watch")) < 2:
+                await asyncio.sleep(0.01)
+    assert gateway.asked("watch")[1].body["create_request"]["start_revision"] == "201"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, [CREATED, {"error": {"grpc_code": 14, "message": "etcdserver: no leader"}}]),
+        (200, [CREATED, watched(canceled=True)]),
+        (200, [CREATED, b"not json\n"]),
+        (200, [CREATED, {"surprise": True}]),
+        (200, [CREATED, {"result": {"header": HEADER, "events": "many"}}]),
+        (200, []),
+        NO_LEADER,
+        (502, [b"<html>"]),
+        (HANG_UP, None),
+    ],
+)
+async def test_a_watch_that_breaks_goes_on_at_the_next_endpoint(
+    gateway: Gateway, other: Gateway, open_table: OpenTable, answer: Answer
+) -> None:
+    gateway.answers = {"kv/range": [EMPTY], "watch": [answer]}
+    other.answers = {"kv/range": [EMPTY], "watch": [(200, [CREATED, watched({"kv": kv("a", 101)})])]}
+    gateway.streaming.set()
+    async with aclosing(open_table(gateway.url, other.url).watch("")) as listings:
+        assert set(await until(listings, bool)) == {"a"}
+    assert other.asked("kv/range") == [], "it listed again instead of resuming"
+
+
+async def test_a_watch_takes_a_new_token_once(gateway: Gateway, open_table: OpenTable) -> None:
+    tokens: list[Answer] = [(200, {"header": HEADER, "token": token}) for token in ("one", "two", "three")]
+    refused = watched(
+        created=True,
+        canceled=True,
+        watch_id="-1",
+        cancel_reason="rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+    )
+    gateway.answers = {
+        "auth/authenticate": tokens,
+        "kv/range": [EMPTY],
+        "watch": [(200, [refused]), (200, [CREATED, watched({"kv": kv("a", 101)})]), (200, [refused])],
+    }
+    table = open_table(username="joe", password="secret")
+    async with aclosing(table.watch("")) as listings:
+        assert set(await until(listings, bool)) == {"a"}
+    with pytest.raises(StoreUnavailable, match="invalid auth token"):
+        async with aclosing(table.watch("")) as listings:
+            await until(listings, bool)
+    assert [request.token for request in gateway.asked("watch")] == ["one", "two", "two", "three"]
+
+
+async def test_a_watch_without_permission_ends(gateway: Gateway, open_table: OpenTable) -> None:
+    reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+    refused = watched(created=True, canceled=True, watch_id="-1", cancel_reason=reason)
+    gateway.answers = {"kv/range": [EMPTY], "watch": [(200, [refused])]}
+    with pytest.raises(StoreError, match=f"etcd at {gateway.url} refused: permission denied; grant"):
+        async with aclosing(open_table().watch("")) as listings:
+            await until(listings, bool)
+
+
+# Handing over
+
+
+async def test_the_newest_value_is_handed_over_and_nothing_piles_up() -> None:
+    newest = Newest[int]()
+
+    def put() -> None:
+        for number in range(10_000):
+            newest.put(number)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    thread.join()
+    assert await newest.get() == 9_999
+    newest.put(1)
+    newest.close(StoreUnavailable("gone"))
+    assert await newest.get() == 1
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="gone"):
+            await newest.get()
+
+
+async def test_who_waits_is_woken_from_a_thread() -> None:
+    newest = Newest[int]()
+    for number in range(100):
+        waiting = asyncio.ensure_future(newest.get())
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=newest.put, args=[number])
+        thread.start()
+        async with asyncio.timeout(PATIENCE):
+            assert await waiting == number
+        thread.join()
+    waiting = asyncio.ensure_future(newest.get())
+    await asyncio.sleep(0)
+    newest.close()
+    async with asyncio.timeout(PATIENCE):
+        assert await waiting is None
+        await newest.wait_closed()

@@ -1,0 +1,284 @@
+"""Leases as flannel writes them: its keys and values byte for byte, and strictness towards everything else."""
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlaynet.errors import RecordError
+from overlaynet.model import JSON, Lease, LeaseData, Subnets
+from overlaynet.records import decode_lease, encode_lease, lease_key, parse_lease_key
+
+IPV4 = IPv4Network("10.5.52.0/24")
+IPV6 = IPv6Network("fd00:10:244:3::/64")
+KEY = "subnets/10.5.52.0-24"
+ADDRESS = IPv4Address("192.168.64.3")
+
+vxlan: JSON = {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:44"}
+wireguard: JSON = {"PublicKey": "8h3fYBd0pNuVb7P0CVHbVZ8jJ8nZ1OBmLXRmKsqTgxQ=", "Port": 51820}
+
+KEYS = [
+    (Subnets(IPV4), "subnets/10.5.52.0-24"),
+    (Subnets(IPv4Network("10.42.7.0/24"), IPV6), "subnets/10.42.7.0-24&fd00:10:244:3::-64"),
+    (Subnets(ipv6=IPV6), "subnets/0.0.0.0-0&fd00:10:244:3::-64"),
+]
+
+# What flannel's backends write, with their fields set as flannel sets them.
+VALUES = [
+    pytest.param(
+        Lease(Subnets(IPV4), ADDRESS),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null}',
+        id="udp",
+    ),
+    pytest.param(
+        Lease(Subnets(IPV4), ADDRESS, data=LeaseData("host-gw")),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}',
+        id="host-gw",
+    ),
+    pytest.param(
+        Lease(Subnets(ipv6=IPV6), None, IPv6Address("2001:db8::3"), LeaseData("host-gw")),
+        b'{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::3","BackendType":"host-gw"}',
+        id="host-gw of IPv6 alone",
+    ),
+    pytest.param(
+        Lease(Subnets(IPV4), ADDRESS, data=LeaseData("vxlan", vxlan)),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
+        b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}',
+        id="vxlan",
+    ),
+    pytest.param(
+        Lease(Subnets(IPV4, IPV6), ADDRESS, IPv6Address("2001:db8::3"), LeaseData("vxlan", vxlan, vxlan)),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":"2001:db8::3","BackendType":"vxlan",'
+        b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},'
+        b'"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}',
+        id="vxlan of both families",
+    ),
+    pytest.param(
+        Lease(Subnets(IPV4), ADDRESS, data=LeaseData("wireguard", wireguard)),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard",'
+        b'"BackendData":{"PublicKey":"8h3fYBd0pNuVb7P0CVHbVZ8jJ8nZ1OBmLXRmKsqTgxQ=","Port":51820}}',
+        id="wireguard",
+    ),
+    pytest.param(
+        Lease(Subnets(IPV4), ADDRESS, data=LeaseData("extension", "line one\nline two")),
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"extension","BackendData":"line one\\nline two"}',
+        id="extension",
+    ),
+]
+
+
+@pytest.mark.parametrize(("subnets", "key"), KEYS)
+def test_keys_are_flannels(subnets: Subnets, key: str) -> None:
+    assert lease_key(subnets) == key
+    assert parse_lease_key(key) == subnets
+
+
+@pytest.mark.parametrize(("lease", "value"), VALUES)
+def test_values_are_flannels_byte_for_byte(lease: Lease, value: bytes) -> None:
+    assert encode_lease(lease) == value
+    assert decode_lease(lease_key(lease.subnets), value) == lease
+
+
+def test_our_own_members_come_last() -> None:
+    lease = Lease(Subnets(IPV4), ADDRESS, data=LeaseData("vxlan", vxlan), node="host-a", run="5f0c")
+    assert encode_lease(lease) == (
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
+        b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"Overlaynet":{"Node":"host-a","Run":"5f0c"}}'
+    )
+
+
+def test_names_are_matched_without_regard_to_case() -> None:
+    value = b'{"publicip":"192.168.64.3","PUBLICIPV6":"2001:db8::3","backendtype":"vxlan","backendData":1,"BackendV6data":2}'
+    assert decode_lease(KEY, value) == Lease(
+        Subnets(IPV4), ADDRESS, IPv6Address("2001:db8::3"), LeaseData("vxlan", 1, 2)
+    )
+
+
+def test_unknown_members_are_ignored() -> None:
+    value = b'{"PublicIP":"192.168.64.3","Later":[1],"Overlaynet":{"Node":"a","Later":{}}}'
+    assert decode_lease(KEY, value) == Lease(Subnets(IPV4), ADDRESS, node="a")
+
+
+@pytest.mark.parametrize("value", [b"{}", b'{"PublicIP":"0.0.0.0"}', b'{"PublicIP":"0.0.0.0","PublicIPv6":null}'])
+def test_a_lease_without_an_address_has_none(value: bytes) -> None:
+    assert decode_lease(KEY, value) == Lease(Subnets(IPV4))
+
+
+@pytest.mark.parametrize("own", [b"null", b"[]", b'"x"', b"7"])
+def test_a_strange_overlaynet_member_is_no_identity(own: bytes) -> None:
+    assert decode_lease(KEY, b'{"PublicIP":"192.168.64.3","Overlaynet":' + own + b"}").node == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("config", "'config' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        ("10.5.52.0-24", "'10.5.52.0-24' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        ("subnets/", "'subnets/' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        ("subnets/10.5.52.0/24", "'subnets/10.5.52.0/24' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        ("subnets/10.5.52.0-24x", "'subnets/10.5.52.0-24x' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        (
+            "subnets/10.5.52.0-24\n",
+            "'subnets/10.5.52.0-24\\n' is not the key of a lease, such as 'subnets/10.244.1.0-24'",
+        ),
+        ("subnets/10.5.52.0-24&", "'subnets/10.5.52.0-24&' is not the key of a lease, such as 'subnets/10.244.1.0-24'"),
+        (
+            "subnets/10.5.52.0-24&FD00::-64",
+            "'subnets/10.5.52.0-24&FD00::-64' is not the key of a lease, such as 'subnets/10.244.1.0-24'",
+        ),
+        ("subnets/0.0.0.0-0", "the key 'subnets/0.0.0.0-0' claims the whole address space"),
+        ("subnets/0.0.0.0-0&::-0", "the key 'subnets/0.0.0.0-0&::-0' claims the whole address space"),
+        ("subnets/10.5.52.0-24&::-0", "the key 'subnets/10.5.52.0-24&::-0' claims the whole address space"),
+        ("subnets/10.5.52.7-24", "the key 'subnets/10.5.52.7-24' names no subnet: "),
+        ("subnets/10.5.52.0-33", "the key 'subnets/10.5.52.0-33' names no subnet: "),
+        (
+            "subnets/10.5.256.0-24",
+            "the key 'subnets/10.5.256.0-24' names no subnet: ",
+        ),
+        (
+            "subnets/10.5.52.0-24&:::-64",
+            "the key 'subnets/10.5.52.0-24&:::-64' names no subnet: ",
+        ),
+    ],
+)
+def test_a_key_that_names_no_subnet_says_why(key: str, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_lease_key(key)
+    assert says(caught.value, reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "its value is not JSON: "),
+        (
+            b'{"PublicIP":"192',
+            "its value is not JSON: ",
+        ),
+        (b"\xff\xfe\xfd", "its value is not JSON: "),
+        (b"[" * 100_000, "its value is not JSON: "),
+        (b"9" * 10_000, "its value is not JSON: "),
+        (b"null", "its value is not a JSON object"),
+        (b"[]", "its value is not a JSON object"),
+        (b'{"PublicIP":null}', "PublicIP is None, not an IPv4 address"),
+        (b'{"PublicIP":7}', "PublicIP is 7, not an IPv4 address"),
+        (b'{"PublicIP":"host-a"}', "PublicIP is 'host-a', not an IPv4 address"),
+        (b'{"PublicIP":"2001:db8::3"}', "PublicIP is '2001:db8::3', not an IPv4 address"),
+        (b'{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}', "PublicIPv6 is '1.2.3.4', not an IPv6 address"),
+        (b'{"PublicIP":"1.2.3.4","PublicIPv6":"fe80::1%eth0"}', "PublicIPv6 is 'fe80::1%eth0', not an IPv6 address"),
+        (b'{"BackendType":7}', "BackendType is not a printable string of at most 1024 characters"),
+        (b'{"BackendType":"a\\u001b[2J"}', "BackendType is not a printable string of at most 1024 characters"),
+        (b'{"Overlaynet":{"Node":["a"]}}', "Overlaynet.Node is not a printable string of at most 1024 characters"),
+        (b'{"Overlaynet":{"Run":"a\\n"}}', "Overlaynet.Run is not a printable string of at most 1024 characters"),
+        (
+            b'{"Overlaynet":{"Node":"' + b"a" * 1025 + b'"}}',
+            "Overlaynet.Node is not a printable string of at most 1024 characters",
+        ),
+        (b'{"Overlaynet":{"Node":"\\ud800"}}', "Overlaynet.Node is not a printable string of at most 1024 characters"),
+    ],
+)
+def test_a_value_that_cannot_be_read_says_why(value: bytes, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        decode_lease(KEY, value)
+    assert says(caught.value, reason)
+
+
+def says(error: Exception, text: str) -> bool:
+    """True if the message is this text; one that ends in a colon is followed by what Python's libraries have to say."""
+    return str(error) == text or (text.endswith(": ") and str(error).startswith(text) and str(error) != text)
+
+
+def ipv4_networks() -> st.SearchStrategy[IPv4Network]:
+    return st.builds(
+        lambda address, length: IPv4Network((address, length), strict=False),
+        st.integers(0, 2**32 - 1),
+        st.integers(1, 32),
+    )
+
+
+def ipv6_networks() -> st.SearchStrategy[IPv6Network]:
+    return st.builds(
+        lambda address, length: IPv6Network((address, length), strict=False),
+        st.integers(0, 2**128 - 1),
+        st.integers(1, 128),
+    )
+
+
+def subnets() -> st.SearchStrategy[Subnets]:
+    return st.one_of(
+        st.builds(Subnets, ipv4_networks()),
+        st.builds(lambda ipv6: Subnets(ipv6=ipv6), ipv6_networks()),
+        st.builds(Subnets, ipv4_networks(), ipv6_networks()),
+    )
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40)
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=10,
+)
+leases = st.builds(
+    Lease,
+    subnets(),
+    st.none() | st.ip_addresses(v=4).filter(int),
+    st.none() | st.ip_addresses(v=6),
+    data=st.builds(LeaseData, names, documents, documents),
+    node=names,
+    run=names,
+)
+
+
+@settings(deadline=None)
+@given(leases)
+def test_what_is_written_is_read_back(lease: Lease) -> None:
+    assert decode_lease(lease_key(lease.subnets), encode_lease(lease)) == lease
+
+
+@settings(deadline=None)
+@given(subnets())
+def test_keys_survive_the_round_trip(covered: Subnets) -> None:
+    assert parse_lease_key(lease_key(covered)) == covered
+
+
+def members(*known: str) -> st.SearchStrategy[dict[str, object]]:
+    """JSON objects that have some of the known members, with any content."""
+    return st.dictionaries(st.sampled_from(known) | st.text(max_size=5), documents, max_size=6)
+
+
+keys = st.one_of(
+    st.text(),
+    st.from_regex(r"subnets/[0-9.]{0,16}-[0-9]{0,3}(&[0-9a-f:]{0,20}-[0-9]{0,4})?"),
+    st.from_regex(r"\d+\.\d+\.\d+\.\d+-\d+(?:&[a-f\d:]+-\d+)?").map(lambda text: f"subnets/{text}"),
+)
+values = st.one_of(
+    st.binary(),
+    documents.map(lambda content: json.dumps(content).encode()),
+    members("PublicIP", "publicip", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Overlaynet").map(
+        lambda content: json.dumps(content).encode()
+    ),
+    members("Node", "Run").map(lambda own: json.dumps({"Overlaynet": own}).encode()),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(keys)
+def test_no_key_does_worse_than_a_record_error(key: str) -> None:
+    try:
+        covered = parse_lease_key(key)
+    except RecordError:
+        return
+    assert parse_lease_key(lease_key(covered)) == covered
+
+
+@settings(deadline=None, max_examples=300)
+@given(values)
+def test_no_value_does_worse_than_a_record_error(value: bytes) -> None:
+    try:
+        lease = decode_lease(KEY, value)
+    except RecordError:
+        return
+    assert lease.subnets == Subnets(IPV4)
+    assert "\n" not in f"{lease.node}{lease.run}{lease.data.backend_type}{lease.public_ipv6}"

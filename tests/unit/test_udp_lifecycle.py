@@ -1,0 +1,371 @@
+"""The life of the udp backend without root: its device is one end of a socket pair, and the kernel is pretended."""
+
+import asyncio
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import pytest
+
+from overlaynet import options
+from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, tun
+from overlaynet.backends.udp.python_engine import PythonEngine
+from overlaynet.errors import BackendError, ConfigError
+from overlaynet.model import Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.netlink import IPInterface, Link, NetlinkError
+from overlaynet.network import parse
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.anyio
+
+NETWORK = parse('{"Network": "10.244.0.0/16"}')
+LOOPBACK = IPv4Address("127.0.0.1")
+LEASE = Lease(Subnets(IPv4Network("10.244.1.0/24")))
+SECOND = Peer(Subnets(IPv4Network("10.244.2.0/24")), IPv4Address("127.0.0.2"))
+SIXTH = Peer(Subnets(IPv4Network("10.244.6.0/24")), public_ipv6=IPv6Address("fd00::6"))
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    """The engine's thread lives in real time."""
+    return "asyncio"
+
+
+class PretendedKernel:
+    """One link, and what was done to it."""
+
+    def __init__(self) -> None:
+        self.present: Link | None = Link(7, "pretended0", "tun", 1500, False)
+        self.addresses: list[IPInterface] = []
+        self.queue_length = 500
+        self.error: NetlinkError | None = None
+
+    def link(self, name: str) -> Link | None:
+        return self.present if self.present is not None and self.present.name == name else None
+
+    def configure_link(
+        self,
+        name: str,
+        *,
+        mtu: int | None = None,
+        up: bool | None = None,
+        alias: str | None = None,
+        transmit_queue_length: int | None = None,
+    ) -> None:
+        if self.error is not None:
+            raise self.error
+        assert self.present is not None
+        self.present = attrs.evolve(
+            self.present,
+            mtu=self.present.mtu if mtu is None else mtu,
+            up=self.present.up if up is None else up,
+            alias=self.present.alias if alias is None else alias,
+        )
+        self.queue_length = transmit_queue_length or self.queue_length
+
+    def set_addresses(self, name: str, addresses: list[IPInterface]) -> None:
+        self.addresses = addresses
+
+
+class World:
+    """The pretended kernel, the far end of the device, and a free port."""
+
+    def __init__(self) -> None:
+        self.kernel = PretendedKernel()
+        self.device: socket.socket | None = None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind((str(LOOPBACK), 0))
+            self.port: int = free.getsockname()[1]
+        self.underlay = Underlay("eth0", 1500, ipv4=LOOPBACK)
+
+    def open_tun(self, name: str) -> int:
+        near, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.setblocking(False)
+        return near.detach()
+
+    async def netlink(self, function: Callable[[PretendedKernel], T]) -> T:
+        await asyncio.sleep(0)
+        return function(self.kernel)
+
+    def backend(self) -> UdpBackend:
+        return UdpBackend(UdpOptions(name="pretended0", port=self.port))
+
+    async def started(self) -> UdpBackend:
+        made = self.backend()
+        await made.open(NETWORK, self.underlay)
+        await made.start(LEASE)
+        return made
+
+    def port_is_free(self) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker:
+            try:
+                taker.bind((str(LOOPBACK), self.port))
+            except OSError:
+                return False
+        return True
+
+    def device_is_closed(self) -> bool:
+        assert self.device is not None
+        self.device.setblocking(False)
+        return self.device.recv(1) == b""
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World()
+    monkeypatch.setattr(backend, "open_tun", made.open_tun)
+    monkeypatch.setattr(backend, "netlink", made.netlink)
+    yield made
+    if made.device is not None:
+        made.device.close()
+
+
+def test_the_options_have_flannels_defaults() -> None:
+    read = options.parse(UdpOptions, {}, "Backend udp")
+    assert read == UdpOptions(port=8285, name="overlay0", mtu=None)
+    assert options.parse(UdpOptions, {"Port": 1, "MTU": None, "Name": "x"}, "") == UdpOptions(port=1, name="x")
+    assert options.parse(UdpOptions, {"mtu": 1400}, "").mtu == 1400
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"Port": 0}, "option Port must be between 1 and 65535, not 0"),
+        ({"Port": 65536}, "option Port must be between 1 and 65535"),
+        ({"Port": "8285"}, "option Port must be a whole number"),
+        ({"MTU": 575}, "option MTU must be between 576"),
+        ({"MTU": True}, "option MTU must be a whole number"),
+        ({"Prot": 8285}, "did you mean 'Port'"),
+        *(
+            ({"Name": name}, "option Name must be an interface name")
+            for name in ("", "a" * 16, "ü" * 8, "ü", "a b", "a/b", "a:b", "tun%d", ".", "..", "all", "default", "a\n")
+        ),
+    ],
+)
+def test_wrong_options_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        options.parse(UdpOptions, values, "Backend udp")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["overlay0", "a", "a" * 15, "over.lay-0_1@"])
+def test_names_that_the_kernel_takes_are_taken(name: str) -> None:
+    assert tun.check_name(name) is None
+
+
+async def test_a_whole_life(world: World) -> None:
+    made = world.backend()
+    assert made.status()["peers"] == {}
+    assert await made.open(NETWORK, world.underlay) == LeaseData()
+    assert world.kernel.present == Link(7, "pretended0", "tun", 1500, False, alias="overlaynet udp")
+    assert await made.start(LEASE) == Device("pretended0", 1472)
+    assert world.kernel.present == Link(7, "pretended0", "tun", 1472, True, alias="overlaynet udp")
+    assert world.kernel.addresses == [ip_interface("10.244.1.0/32")]
+    assert world.kernel.queue_length >= 1000
+    await made.set_peers([SECOND])
+    assert made.routes([]) == made.routes([SECOND]) == [Route(IPv4Network("10.244.0.0/16"), device="pretended0")]
+    status = json.loads(json.dumps(made.status()))
+    none = {"sent_packets": 0, "sent_bytes": 0, "received_packets": 0, "received_bytes": 0}
+    assert status["peers"] == {"10.244.2.0/24": {"address": "127.0.0.2", **none}}
+    assert set(status["drops"].values()) == {0}
+    assert {"malformed", "no_route", "spoofed_source"} <= set(status["drops"])
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    await made.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await running
+    assert world.device_is_closed()
+    assert world.port_is_free()
+    await made.aclose()
+    assert made.status()["port"] == world.port
+
+
+async def test_it_can_be_closed_at_any_point(world: World) -> None:
+    made = world.backend()
+    await made.aclose()
+    await made.open(NETWORK, world.underlay)
+    await made.aclose()
+    await made.aclose()
+    assert world.device_is_closed()
+    assert world.port_is_free()
+    with pytest.raises(BackendError):
+        await made.run()
+
+
+async def test_a_cancelled_close_closes_all_the_same(world: World) -> None:
+    made = await world.started()
+    closing = asyncio.create_task(made.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    with pytest.raises(BackendError, match="closed"):
+        await made.run()
+    assert world.device_is_closed()
+    assert world.port_is_free()
+
+
+async def test_a_device_that_is_gone_is_told(world: World) -> None:
+    made = await world.started()
+    assert world.device is not None
+    world.device.close()
+    with pytest.raises(BackendError, match="the device pretended0 is gone"):
+        await made.run()
+    assert world.port_is_free()
+    await made.aclose()
+    with pytest.raises(BackendError, match="the device pretended0 is gone"):
+        await made.run()
+
+
+async def test_a_defect_of_the_engine_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(engine: PythonEngine) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(PythonEngine, "run", fail)
+    made = await world.started()
+    with pytest.raises(BackendError, match="python packet engine failed: RuntimeError.*out of luck.*report it"):
+        await made.run()
+    assert "packet engine failed" in caplog.messages
+    assert world.device_is_closed()
+    assert world.port_is_free()
+    await made.aclose()
+
+
+async def test_an_open_that_fails_half_way_leaves_nothing(world: World) -> None:
+    world.kernel.error = NetlinkError("configure the interface pretended0", errno.EPERM)
+    made = world.backend()
+    with pytest.raises(BackendError, match="the kernel refused to configure the interface pretended0"):
+        await made.open(NETWORK, world.underlay)
+    assert world.device_is_closed()
+    assert world.port_is_free()
+    await made.aclose()
+
+
+async def test_an_open_that_is_cancelled_leaves_nothing(world: World) -> None:
+    made = world.backend()
+    opening = asyncio.create_task(made.open(NETWORK, world.underlay))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert world.device_is_closed()
+    assert world.port_is_free()
+
+
+async def test_peers_without_an_ipv4_address_are_reported_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    made = await world.started()
+    for _ in range(3):
+        await made.set_peers([SECOND, SIXTH])
+    reported = [record for record in caplog.records if record.message == "peer not reachable"]
+    assert [record.__dict__["fields"]["subnet"] for record in reported] == [SIXTH.subnets]
+    peers: Any = made.status()["peers"]
+    assert set(peers) == {"10.244.2.0/24"}
+    await made.set_peers([])
+    await made.set_peers([SIXTH])
+    assert len([record for record in caplog.records if record.message == "peer not reachable"]) == 2
+    await made.aclose()
+
+
+async def test_a_kernel_parameter_that_cannot_be_set_is_one_warning(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await world.started()  # there is no such device here, and so no such parameter
+    await made.set_peers([])
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.message for record in records] == ["kernel parameter not set"]
+    assert records[0].__dict__["fields"]["parameter"] == Path("/proc/sys/net/ipv4/conf/pretended0/accept_local")
+    await made.aclose()
+
+
+async def test_an_mtu_that_does_not_fit_is_refused(world: World) -> None:
+    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=1473))
+    with pytest.raises(BackendError, match="asks for MTU 1473, but at most 1472 fits into the MTU 1500 of eth0"):
+        await made.open(NETWORK, world.underlay)
+    assert world.device is None
+
+
+@pytest.mark.parametrize(
+    ("underlay", "wanted", "mtu"), [(1500, None, 1472), (9000, None, 8972), (65536, None, 65507), (1500, 1400, 1400)]
+)
+async def test_the_mtu_leaves_room_for_the_headers(world: World, underlay: int, wanted: int | None, mtu: int) -> None:
+    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=wanted))
+    await made.open(NETWORK, attrs.evolve(world.underlay, mtu=underlay))
+    assert await made.start(LEASE) == Device("pretended0", mtu)
+    await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("underlay", "message"),
+    [
+        (Underlay("eth7", 1500), "eth7 has no IPv4 address"),
+        (Underlay("eth7", 95, ipv4=LOOPBACK), "eth7 has an MTU of 95, too small"),
+        (Underlay("eth7", 1500, ipv4=IPv4Address("192.0.2.1")), "192.0.2.1 is not an address of this host"),
+    ],
+)
+async def test_an_underlay_that_will_not_do_is_refused(world: World, underlay: Underlay, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        await world.backend().open(NETWORK, underlay)
+    assert world.device is None
+
+
+async def test_a_network_of_ipv6_alone_is_refused(world: World) -> None:
+    network = parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
+    with pytest.raises(BackendError, match="the udp backend carries IPv4 only"):
+        await world.backend().open(network, world.underlay)
+
+
+async def test_the_ipv6_half_of_a_network_is_not_routed(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    network = parse('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
+    made = world.backend()
+    await made.open(network, world.underlay)
+    assert "network not carried" in caplog.messages
+    assert [route.destination for route in made.routes([])] == [IPv4Network("10.244.0.0/16")]
+    await made.start(Lease(Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:10:244:1::/64"))))
+    await made.aclose()
+
+
+async def test_a_port_in_use_is_refused(world: World) -> None:
+    first = await world.started()
+    with pytest.raises(BackendError, match=f"UDP port {world.port} on 127.0.0.1 is in use by another program"):
+        await world.backend().open(NETWORK, world.underlay)
+    await first.aclose()
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "message"),
+    [
+        ("open", errno.EACCES, "needs root"),
+        ("open", errno.ENOENT, "/dev/net/tun is missing; load the kernel module"),
+        ("open", errno.ENODEV, "/dev/net/tun is missing; load the kernel module"),
+        ("open", errno.EMFILE, "/dev/net/tun cannot be opened: Too many open files"),
+        ("ioctl", errno.EPERM, "needs root"),
+        ("ioctl", errno.EINVAL, "the kernel refuses to make the TUN device overlay0: Invalid argument"),
+    ],
+)
+def test_a_tun_device_that_cannot_be_had_is_explained(
+    monkeypatch: pytest.MonkeyPatch, at: str, number: int, message: str
+) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    real_open = os.open
+    if at == "open":
+        monkeypatch.setattr(os, "open", fail)
+    else:
+        monkeypatch.setattr(os, "open", lambda path, flags: real_open("/dev/null", flags))
+        monkeypatch.setattr(fcntl, "ioctl", fail)
+    with pytest.raises(BackendError) as caught:
+        tun.open_tun("overlay0")
+    assert message in str(caught.value)
