@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from overlaynet import __version__, config
 from overlaynet.cli._store import open_store, resolve
@@ -69,6 +70,18 @@ async def _live(settings: Settings) -> None:
         await daemon.run()
 
 
+def _warn_if_not_forwarding(network: Network) -> None:
+    """Nothing of ours to change, but without it containers reach nobody, and nothing else says why."""
+    for family, parameter in ((network.ipv4, "net/ipv4/ip_forward"), (network.ipv6, "net/ipv6/conf/all/forwarding")):
+        file = Path("/proc/sys", parameter)
+        if family is not None and file.exists() and file.read_text().strip() == "0":
+            name = parameter.replace("/", ".")
+            log.warning(
+                "this host does not forward containers' packets",
+                extra=fields(network=family.network, hint=f"sysctl {name}=1"),
+            )
+
+
 async def _find_underlay(settings: Settings, network: Network) -> tuple[Underlay, str]:
     underlay = await find_underlay(
         interfaces=settings.iface,
@@ -79,6 +92,7 @@ async def _find_underlay(settings: Settings, network: Network) -> tuple[Underlay
         ipv4=network.ipv4 is not None,
         ipv6=network.ipv6 is not None,
     )
+    _warn_if_not_forwarding(network)
     return underlay, await default_identity(underlay)
 
 

@@ -190,3 +190,17 @@ def test_secrets_stay_out_of_logs_and_process_lists(host: Host, tmp_path: Path) 
     assert SECRET.encode() not in Path(f"/proc/{daemon.pid}/cmdline").read_bytes()
     assert json.dumps(dict(os.environ)).count(SECRET) == 0
     daemon.stop()
+
+
+def test_a_host_that_does_not_forward_is_warned_of(host: Host, tmp_path: Path) -> None:
+    host.namespace.set_sysctl("net.ipv4.ip_forward", 0)
+    try:
+        daemon = host.start_overlaynet(store(tmp_path))
+        assert (
+            daemon.wait_for("this host does not forward containers' packets")["hint"] == "sysctl net.ipv4.ip_forward=1"
+        )
+        assert daemon.stop() == 0
+    finally:
+        host.namespace.set_sysctl("net.ipv4.ip_forward", 1)
+    host.subnet_file.unlink()
+    host.namespace.execute([sys.executable, "-m", "overlaynet", "cleanup"])

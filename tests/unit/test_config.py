@@ -10,6 +10,7 @@ import pytest
 from overlaynet import config
 from overlaynet.config import Resolved
 from overlaynet.errors import ConfigError
+from overlaynet.plugins import Plugins
 from overlaynet.settings import Settings
 
 
@@ -178,3 +179,13 @@ def test_key_values() -> None:
     assert config.key_values(["a=1", "b=x=y", "c="], "--store-option") == {"a": "1", "b": "x=y", "c": ""}
     with pytest.raises(ConfigError, match="--store-option 'oops' is not of the form KEY=VALUE"):
         config.key_values(["oops"], "--store-option")
+
+
+def test_settings_made_for_a_driver_have_its_defaults() -> None:
+    plugins = Plugins()
+    for field in attrs.fields(Settings):
+        if field.metadata["driver_option"] is not None:
+            driver, name = field.metadata["driver_option"]
+            assert field.default == getattr(attrs.fields(plugins.driver("store", driver).Options), name).default, (
+                field.name
+            )
