@@ -69,7 +69,7 @@ class _Table:
 
 
 class PythonEngine(Engine):
-    """Carries IPv4 packets over an IPv4 or IPv6 underlay. About 25,000 packets a second on a core of 2022."""
+    """Carries IPv4 packets over an IPv4 or IPv6 underlay."""
 
     name = "python"
 
