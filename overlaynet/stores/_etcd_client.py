@@ -87,6 +87,7 @@ class EtcdClient:
             try:
                 result = self._call_endpoint(endpoint, path, body, read, repeatable)
             except EndpointError as error:
+                log.debug("endpoint passed over", extra=fields(endpoint=endpoint, reason=error))
                 failures[endpoint] = error
                 self._first = self.endpoints.index(endpoint) + 1
                 if error.executed and not repeatable:
@@ -122,6 +123,9 @@ class EtcdClient:
                 raise
             log.warning("etcd knows no users, going on without", extra=fields(endpoint=endpoint))
             token = None
+        except EndpointError as error:
+            error.executed = False  # what the token is for has not been sent
+            raise
         with self._lock:
             self._token, self._authenticated = token, True
         return token

@@ -94,7 +94,6 @@ class TLSFiles:
         :raises StoreError: naming the file that cannot be read.
         """
         context = ssl.create_default_context() if self.cafile is None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.cafile is not None:
             _check_readable(self.cafile, "--etcd-cafile")
             try:

@@ -210,7 +210,10 @@ async def test_a_hung_member_is_passed_over(open_table: OpenTable) -> None:
         hung, *others = sorted(cluster.members, key=lambda member: member is cluster.leader)
         table = open_table(hung.endpoint, *(member.endpoint for member in others))
         async with aclosing(table.watch("subnets/")) as listings:
-            await until(listings, lambda listing: not listing)
+            first = await create(table, "subnets/first")
+            await until(listings, bool)
+            assert await table.delete(first)
+            await until(listings, lambda listing: not listing)  # so the watch stands, and nothing but silence follows
             hung.pause()
             # Whether it was written, nobody knows: it is not written elsewhere behind the caller's back.
             with pytest.raises(StoreUnavailable, match="no answer in time"):

@@ -129,8 +129,9 @@ async def test_an_etcd_lease_that_still_holds_another_key_is_left_alone(
     theirs = {"key": "dGhlaXJz", "value": "", "lease": held["lease"]}
     etcd.post("/v3/kv/put", theirs)
     assert record is not None
-    replaced = await table.replace(record, b"", 60.0)
+    replaced = await table.replace(record, b"", 1000.0)
     assert replaced is not None
+    assert await table.ttl(record) > 60, "the time left is the record's, not that of its former etcd lease"
     assert await table.delete(replaced)
     assert etcd.post("/v3/kv/range", {"key": "dGhlaXJz"})["kvs"][0]["lease"] == held["lease"]
 

@@ -189,6 +189,19 @@ async def test_a_write_that_may_have_happened_is_not_sent_again(
     assert gateway.asked("lease/revoke") == []
 
 
+async def test_after_an_endpoint_failed_the_next_request_goes_elsewhere(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    gateway.answers = {"kv/txn": [TIMED_OUT]}
+    other.answers = {"kv/txn": [WRITTEN], "kv/range": [EMPTY]}
+    table = open_table(gateway.url, other.url)
+    with pytest.raises(StoreUnavailable):
+        await table.create("a", b"")
+    assert await table.create("a", b"") is not None
+    assert await table.get("a") is None
+    assert len(gateway.requests) == 1
+
+
 async def test_a_write_that_surely_did_not_happen_is_sent_elsewhere(
     gateway: Gateway, other: Gateway, open_table: OpenTable
 ) -> None:
@@ -267,6 +280,14 @@ async def test_a_token_is_asked_for_without_the_old_one_and_only_once_more(
     with pytest.raises(StoreUnavailable, match="does not serve us now: invalid auth token"):
         await table.get("a")
     assert len(gateway.asked("auth/authenticate")) == 3
+
+
+async def test_a_write_goes_elsewhere_when_there_is_no_token_to_be_had(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    gateway.answers = {"auth/authenticate": [TIMED_OUT]}
+    other.answers = {"auth/authenticate": [(200, {"header": HEADER, "token": "one"})], "kv/txn": [WRITTEN]}
+    assert await open_table(gateway.url, other.url, username="joe", password="secret").create("a", b"") is not None
 
 
 async def test_a_write_that_hung_up_is_not_repeated_but_the_next_gets_a_new_token(
@@ -389,6 +410,34 @@ async def test_a_watch_takes_a_new_token_once(gateway: Gateway, open_table: Open
         async with aclosing(table.watch("")) as listings:
             await until(listings, bool)
     assert [request.token for request in gateway.asked("watch")] == ["one", "two", "two", "three"]
+
+
+async def test_a_listing_once_yielded_does_not_change(gateway: Gateway, open_table: OpenTable) -> None:
+    gateway.answers = {
+        "kv/range": [listed(kv("a", 90))],
+        "watch": [
+            (200, [CREATED, watched({"kv": kv("b", 101)})]),
+            (200, [watched(created=True, revision=101), watched({"kv": kv("c", 102)}, revision=102)]),
+        ],
+    }
+    async with aclosing(open_table().watch("")) as listings:
+        seen = [await anext(listings)]
+        keys = [set(seen[0])]
+        gateway.streaming.set()
+        while "c" not in seen[-1]:
+            seen.append(await anext(listings))
+            keys.append(set(seen[-1]))
+    assert [set(listing) for listing in seen] == keys
+
+
+async def test_the_last_words_of_a_watch_are_heard(gateway: Gateway, open_table: OpenTable) -> None:
+    """etcd 3.4 ends a stream with an error that has no end of line."""
+    last_words = b'{"error":{"grpc_code":7,"http_code":403,"message":"etcdserver: permission denied"}}'
+    gateway.answers = {"kv/range": [EMPTY], "watch": [(200, [CREATED, last_words])]}
+    gateway.streaming.set()
+    with pytest.raises(StoreError, match="permission denied"):
+        async with aclosing(open_table().watch("")) as listings:
+            await until(listings, bool)
 
 
 async def test_a_watch_without_permission_ends(gateway: Gateway, open_table: OpenTable) -> None:
