@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,9 +193,10 @@ class Scenario:
         self._resources.pop_all()
 
     def _start_etcd(self) -> None:
-        server = EtcdServer(str(SWITCH_ADDRESS.ip), network_namespace=self.lab.switch.name)
-        with _temporary_files_in(self.lab.directory):
-            self._resources.enter_context(server)
+        server = EtcdServer(
+            str(SWITCH_ADDRESS.ip), network_namespace=self.lab.switch.name, directory=self.lab.directory
+        )
+        self._resources.enter_context(server)
         self.endpoint = server.endpoint
 
     def _start_daemons(self) -> None:
@@ -213,16 +213,6 @@ class Scenario:
         by_label = {host.label: host.namespace for host in self.lab.hosts}
         by_label |= {container.label: container.namespace for container in self.lab.containers}
         return by_label[place]
-
-
-@contextlib.contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """What is left up must lie where it is found again."""
-    before, tempfile.tempdir = tempfile.tempdir, str(directory)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
 
 
 def _stations(first: Container, second: Container) -> list[Station]:

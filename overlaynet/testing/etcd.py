@@ -27,6 +27,7 @@ from typing import Any, Self
 import attrs
 
 from overlaynet.errors import OverlaynetError
+from overlaynet.testing import namespaces
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -101,6 +102,7 @@ class EtcdServer:
     :param certificates: serve TLS with these.
     :param client_certificates: demand a certificate of the same authority from every client.
     :param arguments: more arguments for etcd.
+    :param directory: an existing directory to put its own into; by default that for temporary files.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class EtcdServer:
         certificates: Certificates | None = None,
         client_certificates: bool = False,
         arguments: Sequence[str] = (),
+        directory: Path | None = None,
     ) -> None:
+        self._parent = directory
         self.address = address
         self.network_namespace = network_namespace
         self.certificates = certificates
@@ -143,7 +147,7 @@ class EtcdServer:
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix="overlaynet-etcd-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="overlaynet-etcd-", dir=self._parent))
         try:
             self.start()
         except BaseException:
@@ -205,8 +209,13 @@ class EtcdServer:
     def post(self, path: str, body: Mapping[str, Any], token: str | None = None) -> Any:
         """Send one request of etcd's HTTP gateway (``/v3/kv/put``), and return the parsed answer.
 
-        Only for a server in this network namespace. :raises OverlaynetError: if the answer is not 200.
+        :raises OverlaynetError: if the answer is not 200.
         """
+        if self.network_namespace is None:
+            return self._post(path, body, token)
+        return namespaces.run_inside(self.network_namespace, self._post, path, body, token)
+
+    def _post(self, path: str, body: Mapping[str, Any], token: str | None) -> Any:
         if self.certificates is None:
             connection = http.client.HTTPConnection(self.address, self.port, timeout=10)
         else:
@@ -247,7 +256,13 @@ class EtcdServer:
         environment["NOTIFY_SOCKET"] = str(notify)
         with (home / f"{self._name}.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C or hang-up is meant for us: we end it in order
             )
 
     def _wait_until_ready(self) -> None:

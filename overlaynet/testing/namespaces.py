@@ -80,7 +80,7 @@ class NetworkNamespace:
         left to itself. Inside of it, look at ``/proc/thread-self/net`` rather than ``/proc/net``, which shows the
         namespace of the process's first thread.
         """
-        return _Call(self.path, lambda: function(*args, **kwargs)).wait()
+        return run_inside(self.name, function, *args, **kwargs)
 
     def run_async(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Like :meth:`run` for a coroutine function, which gets an event loop of its own inside that thread.
@@ -195,6 +195,11 @@ class NetworkNamespace:
 
     def _inside(self, command: Sequence[str | Path]) -> list[str]:
         return ["ip", "netns", "exec", self.name, *map(str, command)]
+
+
+def run_inside(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Like :meth:`NetworkNamespace.run`, for a namespace that somebody else has made."""
+    return _Call(DIRECTORY / name, lambda: function(*args, **kwargs)).wait()
 
 
 def requirements() -> list[str]:

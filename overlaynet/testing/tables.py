@@ -281,6 +281,7 @@ class TableConformance:
         moving = asyncio.create_task(move())
         while not moving.done():
             assert await another_table.list("token/"), "a record was created before the other was deleted"
+            await asyncio.sleep(0)
         await moving
 
     async def test_a_cancelled_write_happened_whole_or_not_at_all(self, table: Table) -> None:

@@ -134,8 +134,8 @@ def test_an_etcd_that_stops_and_starts_changes_nothing_for_traffic_also_over_a_c
         # While nobody of ours looks: B's lease moves on, and the history in between is compacted away.
         host_b.daemon.stop()
         etcd.start()
-        revision = int(lab.switch.run(etcd.post, "/v3/kv/range", {"key": "Lw=="})["header"]["revision"])
-        lab.switch.run(etcd.post, "/v3/kv/compaction", {"revision": str(revision), "physical": True})
+        revision = int(etcd.post("/v3/kv/range", {"key": "Lw=="})["header"]["revision"])
+        etcd.post("/v3/kv/compaction", {"revision": str(revision), "physical": True})
         host_b.start_overlaynet(store)
         host_a.daemon.wait_for("recovered")
         wait_for_traffic(lab)

@@ -119,7 +119,7 @@ def test_a_subnet_file_that_cannot_be_written(host: Host, tmp_path: Path) -> Non
 def test_malformed_json_in_the_store(host: Host, lab: Lab) -> None:
     with EtcdServer(str(SWITCH_ADDRESS.ip), network_namespace=lab.switch.name) as etcd:
         key, value = (base64.b64encode(text).decode() for text in (b"/coreos.com/network/config", b"{oops"))
-        lab.switch.run(etcd.post, "/v3/kv/put", {"key": key, "value": value})
+        etcd.post("/v3/kv/put", {"key": key, "value": value})
         message = refusal(host, "--store", "etcd", "--etcd-endpoints", etcd.endpoint)
     assert message.startswith("the network document is not JSON: ")
     assert message.endswith(f"(in the network document of etcd at {etcd.endpoint}, prefix /coreos.com/network)")
@@ -147,9 +147,9 @@ def test_an_etcd_that_does_not_answer_is_waited_for_and_mentioned(host: Host) ->
 
 def test_a_wrong_password(host: Host, lab: Lab, tmp_path: Path) -> None:
     with EtcdServer(str(SWITCH_ADDRESS.ip), network_namespace=lab.switch.name) as etcd:
-        lab.switch.run(etcd.post, "/v3/auth/user/add", {"name": "root", "password": "right"})
-        lab.switch.run(etcd.post, "/v3/auth/user/grant", {"user": "root", "role": "root"})
-        lab.switch.run(etcd.post, "/v3/auth/enable", {})
+        etcd.post("/v3/auth/user/add", {"name": "root", "password": "right"})
+        etcd.post("/v3/auth/user/grant", {"user": "root", "role": "root"})
+        etcd.post("/v3/auth/enable", {})
         file = tmp_path / "password"
         file.write_text(SECRET)
         endpoints = ["--store", "etcd", "--etcd-endpoints", etcd.endpoint]
