@@ -22,15 +22,15 @@ class EtcdOptions:
 
     endpoints: tuple[str, ...] = option(
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
-        "URLs of the etcd members; whichever answers is used.",
+        "URLs of the etcd members; whichever answers is used",
     )
-    prefix: str = option("/coreos.com/network", "What all keys of this network begin with.")
-    cafile: str | None = option(None, "PEM file of the authorities that sign etcd's certificates.", name="CAFile")
-    certfile: str | None = option(None, "PEM file of the certificate to show to etcd.", name="CertFile")
-    keyfile: str | None = option(None, "PEM file of that certificate's key.", name="KeyFile")
-    username: str | None = option(None, "User of etcd.")
-    password: str | None = option(None, "Password of that user; better kept in a file.", secret=True)
-    password_file: str | None = option(None, "File that holds the password; read again for each new token.")
+    prefix: str = option("/coreos.com/network", "What all keys of this network begin with")
+    cafile: str | None = option(None, "PEM file of the authorities that sign etcd's certificates", name="CAFile")
+    certfile: str | None = option(None, "PEM file of the certificate to show to etcd", name="CertFile")
+    keyfile: str | None = option(None, "PEM file of that certificate's key", name="KeyFile")
+    username: str | None = option(None, "User of etcd")
+    password: str | None = option(None, "Password of that user; better kept in a file", secret=True)
+    password_file: str | None = option(None, "File that holds the password; read again for each new token")
 
 
 class EtcdStore(TableStore):

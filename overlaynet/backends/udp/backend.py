@@ -48,11 +48,11 @@ _QUEUE_LENGTH = 1000
 class UdpOptions:
     """The members of ``Backend`` in the network document."""
 
-    port: int = option(8285, "UDP port on which every node sends and receives.", check=between(1, 65535))
-    name: str = option("overlay0", "Name of the TUN device.", check=check_name)
+    port: int = option(8285, "UDP port on which every node sends and receives", check=between(1, 65535))
+    name: str = option("overlay0", "Name of the TUN device", check=check_name)
     mtu: int | None = option(
         None,
-        "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU.",
+        "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU",
         name="MTU",
         check=between(576, _LARGEST_PAYLOAD),
     )
