@@ -70,3 +70,13 @@ def test_every_command_line_in_the_documentation_is_one_that_exists() -> None:
                 for word in words[1:]:
                     if word.startswith("--"):
                         assert word.split("=")[0] in flags | {"--config", "--print-config"}, f"{page.name}: {line}"
+
+
+def test_every_test_that_a_law_names_exists() -> None:
+    code = "\n".join(
+        file.read_text() for directory in ("tests", "overlaynet/testing") for file in (ROOT / directory).rglob("*.py")
+    )
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "laws.md").read_text())
+    assert len(named) > 20
+    for name in named:
+        assert re.search(rf"^ *(async )?def {name}\(", code, re.MULTILINE), name
