@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import random
-import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import attrs
@@ -28,20 +24,11 @@ import attrs
 from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.logs import fields
 from overlaynet.stores import _file_format as form
+from overlaynet.stores._file_lock import DirectoryLock
+from overlaynet.stores._file_system import LARGEST, make_directory, not_a_directory, read, sync, write
 from overlaynet.table import Record
 
 log = logging.getLogger(__name__)
-
-LOCK_TIMEOUT = 10.0
-"""Seconds that a caller waits for the lock; a write takes milliseconds."""
-LARGEST = 1 << 20
-"""Bytes in the largest record file; that of a lease has a few hundred."""
-
-_LOCK, _NEW = ".lock", ".new"
-
-
-class Abandoned(Exception):
-    """Nobody waits for this call any more; it has written nothing."""
 
 
 @attrs.frozen
@@ -56,23 +43,25 @@ class Directory:
     """The records in one directory.
 
     ``abandoned`` is set by another thread when nobody waits for the call any more: a call that has not begun to
-    write by then ends with :exc:`Abandoned`.
+    write by then ends with :exc:`~overlaynet.stores._file_lock.Abandoned`.
     """
 
     def __init__(self, path: str, now: Callable[[], form.Moment] = form.now) -> None:
         self.path = os.path.abspath(path)
+        self._lock = DirectoryLock(self.path)
+        self._new = os.path.join(self.path, ".new")
         self._now = now
         self._strange: set[str] = set()
 
     def get(self, abandoned: threading.Event, key: str) -> Record | None:
         """The record, or ``None`` if there is none or it has expired. Needs no lock: a record's file is always whole."""
         with self._explained():
-            _make_directory(self.path)
+            make_directory(self.path)
             return self._find(key, self._now())
 
     def listing(self, abandoned: threading.Event, prefix: str) -> Listing:
         """All live records whose key starts with ``prefix``, in the order of their keys."""
-        with self._explained(), self._locked(fcntl.LOCK_SH, abandoned):
+        with self._explained(), self._lock.shared(abandoned):
             now = self._now()
             directories, paths = self._walk()
             found = {key: self._read(key, path, now) for key, path in sorted(paths.items()) if key.startswith(prefix)}
@@ -99,55 +88,16 @@ class Directory:
     @contextlib.contextmanager
     def _writing(self, abandoned: threading.Event) -> Iterator[form.Moment]:
         """Hold the directory alone, cleared of expired records and of what killed writers left; yields the time."""
-        with self._locked(fcntl.LOCK_EX, abandoned):
+        with self._lock.alone(abandoned):
             now = self._now()
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.path, _NEW))
+                os.unlink(self._new)
             for key, path in self._walk()[1].items():
-                content = _content(path)
+                content = read(path)
                 if content is not None and form.decode(content, now)[1] <= 0:
                     log.debug("expired record removed", extra=fields(key=key))
                     self._remove(path)
             yield now
-
-    @contextlib.contextmanager
-    def _locked(self, kind: int, abandoned: threading.Event) -> Iterator[None]:
-        path = os.path.join(self.path, _LOCK)
-        give_up = time.monotonic() + LOCK_TIMEOUT
-        pause = 0.001
-        # Asked for again and again: waiting in the kernel could not be given up.
-        while (lock := self._try_lock(path, kind)) is None and not abandoned.is_set():
-            if time.monotonic() > give_up:
-                raise StoreUnavailable(
-                    f"another process has kept the file store {self.path} locked for {LOCK_TIMEOUT:g} s; "
-                    f"find it with: fuser -v {path}"
-                )
-            abandoned.wait(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, 0.02)
-        try:
-            if abandoned.is_set():
-                raise Abandoned
-            yield
-        finally:
-            if lock is not None:
-                _unlock(lock)
-
-    def _try_lock(self, path: str, kind: int) -> int | None:
-        _make_directory(self.path)
-        # Read-only: closing a file that was open for writing would wake all watches.
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            # If the directory was removed and made anew, the others' lock is another file by now.
-            if os.path.samestat(os.fstat(lock), os.stat(path)):
-                return lock
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            os.close(lock)
-            raise
-        _unlock(lock)
-        return None
 
     def _walk(self) -> tuple[list[str], dict[str, str]]:
         """All directories that records can appear in, and the path of each record's file by its key."""
@@ -159,7 +109,7 @@ class Directory:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(entry.path)
-                    elif (key := form.key_of(os.path.relpath(entry.path, self.path))) is not None:
+                    elif (key := form.key_of(entry.path[len(self.path) + 1 :])) is not None:
                         paths[key] = entry.path
                     elif entry.path not in self._strange:
                         self._strange.add(entry.path)
@@ -171,7 +121,7 @@ class Directory:
         path = os.path.join(self.path, name)
         inside = os.path.join(os.path.realpath(self.path), os.path.dirname(name))
         if os.path.realpath(os.path.dirname(path)) != os.path.normpath(inside):
-            raise _not_a_directory(os.path.dirname(path))  # but a symbolic link
+            raise not_a_directory(os.path.dirname(path))  # but a symbolic link
         return path
 
     def _find(self, key: str, now: form.Moment) -> Record | None:
@@ -182,7 +132,7 @@ class Directory:
         return found is not None and found.version == record.version
 
     def _read(self, key: str, path: str, now: form.Moment) -> Record | None:
-        content = _content(path)
+        content = read(path)
         if content is None:
             return None
         value, ttl = form.decode(content, now)
@@ -191,26 +141,23 @@ class Directory:
     def _write(self, key: str, value: bytes, ttl: float, now: form.Moment) -> Record:
         content = form.encode(value, ttl, now)
         if len(content) > LARGEST:
-            raise StoreError(f"a record of {len(content)} bytes is too large for {self}; it takes {LARGEST}")
-        path, new = self._path(key), os.path.join(self.path, _NEW)
+            raise StoreError(f"a record of {len(content)} bytes is too large for the file store; it takes {LARGEST}")
+        path = self._path(key)
         directory = os.path.dirname(path)
-        _make_directory(directory)
+        make_directory(directory)
         try:
-            with open(new, "wb", opener=_open_to_write) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
+            write(self._new, content)
+            os.replace(self._new, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(new)
+                os.unlink(self._new)
             raise
-        _sync(directory)
+        sync(directory)
         return Record(key, value, form.version_of(content), ttl)
 
     def _remove(self, path: str) -> None:
         os.unlink(path)
-        _sync(os.path.dirname(path))
+        sync(os.path.dirname(path))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -238,67 +185,3 @@ class Directory:
                 return StoreUnavailable(f"the file store {self.path} is full: {error.strerror}; free space there")
             case _:
                 return StoreUnavailable(f"the file store {self.path} does not work: {path}: {error.strerror}")
-
-
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EIO)
-
-
-def _content(path: str) -> bytes | None:
-    """The content of a record's file, or ``None`` if there is none.
-
-    A file that is there but cannot be read has the reason as its content: its key is taken, and it shows as damaged.
-    """
-    try:
-        with open(path, "rb", opener=_open_to_read) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return b"not a regular file"
-            content = file.read(LARGEST + 1)
-            return content if len(content) <= LARGEST else b"larger than %d bytes" % LARGEST
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno not in _UNREADABLE:
-            raise
-        return f"not readable: {error.strerror}".encode()
-
-
-def _open_to_read(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _open_to_write(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _make_directory(path: str) -> None:
-    """Make a directory, and those above it, if they are missing."""
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(path)
-    if above != path:
-        _make_directory(above)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise _not_a_directory(path) from None
-    _sync(above)
-
-
-def _not_a_directory(path: str) -> NotADirectoryError:
-    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-
-
-def _unlock(lock: int) -> None:
-    # A process forked meanwhile shares the lock, and would keep it if it were only closed here.
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)
-
-
-def _sync(directory: str) -> None:
-    """Let the names in a directory survive a power failure."""
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

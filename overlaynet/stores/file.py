@@ -26,6 +26,7 @@ from overlaynet.table import Record, Table
 
 T = TypeVar("T")
 
+_SHORTEST_REST = 0.02
 _LONGEST_SLEEP = 60.0
 
 
@@ -84,9 +85,14 @@ class FileTable(Table):
         try:
             await call_in_thread(_load_inotify)
             with contextlib.closing(_Notices(changed)) as notices:
+                rested = 0.0
                 while not self._closed:
+                    await asyncio.sleep(rested - loop.time())
                     changed.clear()
+                    began = loop.time()
                     listing = await _call(self._directory.listing, prefix)
+                    # While changes come fast, many watches would keep the lock from those who make them.
+                    rested = loop.time() + max(_SHORTEST_REST, loop.time() - began)
                     if notices.cover(listing.directories):
                         continue  # something may have changed in a directory before its changes were noticed
                     records = listing.records.values()

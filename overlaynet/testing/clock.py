@@ -19,6 +19,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._virtual_time = 0.0
         self._idle_selector = _IdleSelector(self)
         super().__init__(self._idle_selector)
+        # The loop's own, a nanosecond, is lost in a float after some months: a timer would never be due.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Seconds of virtual time since the loop was made."""

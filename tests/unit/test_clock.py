@@ -26,12 +26,12 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(main())
 
 
-async def test_months_pass_at_once() -> None:
+async def test_years_pass_at_once() -> None:
     began = time.monotonic()
     before = loop().time()
-    for _ in range(90):
+    for _ in range(1000):
         await asyncio.sleep(86400)
-    assert loop().time() - before == 90 * 86400
+    assert loop().time() - before == 1000 * 86400
     assert time.monotonic() - began < 60
 
 

@@ -27,12 +27,13 @@ from hypothesis import strategies as st
 from overlaynet import options
 from overlaynet.errors import ConfigError, StoreError, StoreUnavailable
 from overlaynet.leases import read_snapshot
-from overlaynet.model import LeaseRequest
+from overlaynet.model import Lease, LeaseRequest
 from overlaynet.network import parse
 from overlaynet.plugins import Plugins
-from overlaynet.stores import _file_directory, file
 from overlaynet.stores import _file_format as form
-from overlaynet.stores._file_directory import Abandoned, Directory
+from overlaynet.stores import _file_lock, file
+from overlaynet.stores._file_directory import Directory
+from overlaynet.stores._file_lock import Abandoned
 from overlaynet.stores.file import FileStore, FileTable
 from overlaynet.table import Record
 from overlaynet.testing.tables import until
@@ -86,18 +87,24 @@ def test_its_directory_is_an_option() -> None:
         options.parse(FileStore.Options, {"path": ""}, "store file")
 
 
-async def test_many_nodes_at_once_get_distinct_subnets(root: Path) -> None:
-    stores = [FileStore(FileStore.Options(path=str(root))) for _ in range(60)]
-    try:
-        leases = await asyncio.gather(
-            *(store.acquire(NETWORK, LeaseRequest(f"node-{i}", "1")) for i, store in enumerate(stores))
-        )
-        assert len({lease.subnets for lease in leases}) == 60
-        assert not any(a.subnets.overlaps(b.subnets) for a, b in itertools.combinations(leases, 2))
-        assert set((await stores[0].leases()).leases) == set(leases)
-    finally:
-        for store in stores:
+async def test_many_nodes_at_once_get_distinct_subnets_and_see_each_other(root: Path) -> None:
+    async def node(number: int) -> Lease:
+        store = FileStore(FileStore.Options(path=str(root)))
+        try:
+            async with aclosing(store.watch()) as snapshots:
+                await anext(snapshots)
+                lease = await store.acquire(NETWORK, LeaseRequest(f"node-{number}", "1"))
+                async for snapshot in snapshots:
+                    if len(snapshot.leases) == 60:
+                        assert lease in snapshot.leases
+                        break
+            return lease
+        finally:
             await store.aclose()
+
+    leases = await asyncio.gather(*map(node, range(60)))
+    assert len({lease.subnets for lease in leases}) == 60
+    assert not any(a.subnets.overlaps(b.subnets) for a, b in itertools.combinations(leases, 2))
 
 
 async def test_a_restart_keeps_the_subnet(root: Path) -> None:
@@ -245,6 +252,35 @@ async def test_what_a_killed_writer_left_is_removed(table: FileTable, root: Path
     (root / ".new").write_text('{"val')
     assert await table.create(KEY, b"") is None
     assert files(root) == [".lock", KEY]
+
+
+async def test_a_record_is_on_the_disk_before_it_is_in_place(
+    table: FileTable, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(table, "subnets/10.244.2.0-24")
+    calls: list[str] = []
+    sync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def synced(opened: int) -> None:
+        calls.append("sync " + os.path.relpath(os.readlink(f"/proc/self/fd/{opened}"), root))
+        sync(opened)
+
+    def replaced(source: str, target: str) -> None:
+        calls.append(f"rename {os.path.relpath(source, root)} {os.path.relpath(target, root)}")
+        replace(source, target)
+
+    def unlinked(path: str) -> None:
+        calls.append(f"delete {os.path.relpath(path, root)}")
+        unlink(path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "unlink", unlinked)
+    record = await create(table)
+    assert calls == ["delete .new", "sync .new", f"rename .new {KEY}", "sync subnets"]
+    calls.clear()
+    assert await table.delete(record)
+    assert calls == ["delete .new", f"delete {KEY}", "sync subnets"]
 
 
 @settings(deadline=None)
@@ -398,7 +434,7 @@ def refuse(
             raise OSError(number, os.strerror(number), path)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(_file_directory.os, call, refusing)
+    monkeypatch.setattr(os, call, refusing)
 
 
 def is_file(opened: Any, *_: Any) -> bool:
@@ -475,7 +511,9 @@ async def test_a_key_too_long_for_a_file(table: FileTable) -> None:
 
 
 async def test_a_value_too_large_is_refused(root: Path, table: FileTable) -> None:
-    with pytest.raises(StoreError, match=rf"is too large for the file store {root}; it takes 1048576$"):
+    with pytest.raises(
+        StoreError, match="^a record of 1048[0-9]* bytes is too large for the file store; it takes 1048576$"
+    ):
         await table.create("config", b"x" * (1 << 20))
     assert await table.list("") == {}
 
@@ -484,9 +522,10 @@ async def test_the_kernels_limit_of_watches_is_told(table: FileTable, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    with monkeypatch.context() as patched, pytest.raises(StoreUnavailable) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(inotify_simple.INotify, "__init__", refuse)
-        await anext(table.watch(""))
+        with pytest.raises(StoreUnavailable) as caught:
+            await anext(table.watch(""))
     assert str(caught.value) == (
         "changes of the file store cannot be noticed: Too many open files; raise the limit fs.inotify.max_user_instances"
     )
@@ -532,7 +571,10 @@ async def test_lists_share_the_lock_and_writes_do_not(root: Path, table: FileTab
     assert await writing is not None
 
 
-async def test_a_write_cancelled_while_it_waits_writes_nothing(root: Path, table: FileTable) -> None:
+async def test_a_write_cancelled_while_it_waits_writes_nothing(
+    root: Path, table: FileTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_file_lock, "TIMEOUT", 1000.0)
     before = threading.active_count()
     with locked(root):
         writing = [asyncio.create_task(table.create(f"subnets/{i}", LEASE)) for i in range(10)]
@@ -560,11 +602,11 @@ def test_a_call_that_nobody_waits_for_writes_nothing(root: Path) -> None:
 async def test_a_lock_that_is_never_released_is_told(
     root: Path, table: FileTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_file_directory, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(_file_lock, "TIMEOUT", 0.1)
     with locked(root), pytest.raises(StoreUnavailable) as caught:
         await table.create(KEY, LEASE)
     assert str(caught.value) == (
-        f"another process has kept the file store {root} locked for 0.1 s; find it with: fuser -v {root}/.lock"
+        f"the file store {root} has been locked for 0.1 s; find the process that holds it with: fuser -v {root}/.lock"
     )
     assert await table.create(KEY, LEASE) is not None
 
@@ -577,6 +619,24 @@ async def test_a_lock_of_a_directory_that_was_removed_is_no_lock(root: Path, tab
         root.rmdir()
         assert await writing is not None  # not kept waiting by who holds the lost lock
     assert files(root) == [".lock", KEY]
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_no_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory(str(root))
+    real = fcntl.flock
+    with contextlib.ExitStack() as others:
+
+        def swapped(lock: int, kind: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", real)
+            (root / ".lock").unlink()
+            others.enter_context(locked(root))  # another process makes the lock anew, and takes it
+            real(lock, kind)
+
+        monkeypatch.setattr(fcntl, "flock", swapped)
+        monkeypatch.setattr(_file_lock, "TIMEOUT", 0.1)
+        with pytest.raises(StoreUnavailable, match="has been locked for 0.1 s"):
+            directory.create(threading.Event(), KEY, LEASE, math.inf)
+    assert directory.create(threading.Event(), KEY, LEASE, math.inf) is not None
 
 
 async def test_a_killed_process_leaves_no_lock(root: Path, table: FileTable) -> None:
@@ -596,8 +656,44 @@ async def test_a_killed_process_leaves_no_lock(root: Path, table: FileTable) -> 
     await asyncio.sleep(0.05)
     assert not writing.done()
     process.kill()
-    await process.wait()
+    await process.communicate()
     assert await writing is not None
+
+
+async def test_a_forked_process_keeps_no_lock(root: Path) -> None:
+    script = (
+        "import os, sys, threading\n"
+        "from overlaynet.stores._file_lock import DirectoryLock\n"
+        "lock = DirectoryLock(sys.argv[1])\n"
+        "with lock.alone(threading.Event()):\n"
+        "    if os.fork() == 0:\n"
+        "        os.read(0, 1)  # lives on, with all that its parent had open\n"
+        "        os._exit(0)\n"
+        "with lock.alone(threading.Event()):\n"
+        "    print('free', flush=True)\n"
+    )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(root), stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"free\n"
+    process.stdin.close()
+    await process.communicate()
+    assert process.returncode == 0
+
+
+async def test_a_file_system_without_locks_is_told(
+    root: Path, table: FileTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreUnavailable) as caught:
+        await table.create(KEY, LEASE)
+    assert str(caught.value) == f"the file store {root} does not work: {root}: No locks available"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # Lifetimes
@@ -607,7 +703,7 @@ async def test_a_killed_process_leaves_no_lock(root: Path, table: FileTable) -> 
 class Host:
     """The clocks of a host that the test sets."""
 
-    moment: form.Moment = form.Moment("boot-1", 100.0, 1_700_000_000.0)
+    moment: form.Moment
 
     def now(self) -> form.Moment:
         return self.moment
@@ -625,7 +721,7 @@ class Host:
 
 @pytest.fixture
 def host() -> Host:
-    return Host()
+    return Host(form.Moment("boot-1", 100.0, 1_700_000_000.0))
 
 
 @pytest.fixture
@@ -734,28 +830,46 @@ async def test_deep_directories_are_watched(table: FileTable) -> None:
             await until(listings, lambda listing, record=record: record.key in listing)  # type: ignore[misc]
 
 
-async def test_watching_wakes_itself_not(table: FileTable, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = table._directory
+async def test_what_is_no_change_of_a_record_wakes_no_watch(
+    table: FileTable, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = 0
-    real = directory.listing
+    real = table._directory.listing
 
     def counted(*arguments: Any) -> Any:
         nonlocal listed
         listed += 1
         return real(*arguments)
 
-    monkeypatch.setattr(directory, "listing", counted)
+    monkeypatch.setattr(table._directory, "listing", counted)
     await create(table)
-    watching = table.watch("")
-    async with aclosing(watching):
-        await until(watching, lambda listing: KEY in listing)
-        for _ in range(2):
-            waiting = asyncio.create_task(anext(watching))
-            await asyncio.sleep(0.3)
-            assert listed <= 4
-            waiting.cancel()
-            await asyncio.wait([waiting])
-            break
+    async with aclosing(table.watch("")) as listings:
+        await until(listings, lambda listing: KEY in listing)
+        waiting = asyncio.create_task(anext(listings))
+        before = listed
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+            await table.list("")
+            (root / ".config.swp").write_text("")
+        assert listed == before + 10
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+async def test_a_change_just_before_changes_are_noticed_is_not_missed(
+    table: FileTable, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = table._directory.listing
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        listing = real(*arguments)
+        Directory(str(root)).create(threading.Event(), KEY, LEASE, math.inf)
+        return listing
+
+    monkeypatch.setattr(table._directory, "listing", late)
+    async with aclosing(table.watch("")) as listings:
+        await until(listings, lambda listing: KEY in listing)
 
 
 async def test_watches_leave_no_file_open(table: FileTable) -> None:

@@ -651,9 +651,12 @@ async def test_a_watch_yields_leases_and_not_renewals(store: TableOf) -> None:
         assert await anext(snapshots) == Snapshot()
         lease = await store.acquire(network(), request("a"))
         assert (await anext(snapshots)).leases == (lease,)
+        following = asyncio.create_task(anext(snapshots))
         await store.renew(network(), lease)
+        await asyncio.sleep(1)
+        assert not following.done()
         other = await store.acquire(network(), request("b"))
-        assert set((await anext(snapshots)).leases) == {lease, other}
+        assert set((await following).leases) == {lease, other}
         await store.release(lease)
         assert (await anext(snapshots)).leases == (other,)
         assert await anext(snapshots) == Snapshot()  # expired
