@@ -100,9 +100,14 @@ def from_exception(error: BaseException, endpoint: Endpoint) -> EndpointError:
         return _tls_failed(tls)
     if first(OddReply, requests.JSONDecodeError):
         return EndpointError("its answer is not one of etcd's", executed=True)
+    by_tls = endpoint.scheme == "https"
     if first(http.client.RemoteDisconnected, http.client.IncompleteRead) is not None:
-        hint = "; if it speaks TLS, write https://" if endpoint.scheme == "http" else ""
+        hint = "" if by_tls else "; if it speaks TLS, write https://"
         return EndpointError(f"it closed the connection without an answer{hint}", hung_up=True)
+    if first(ConnectionResetError) is not None:
+        # So ends, too, what would have been an answer to the wrong protocol, if it is overtaken by the end.
+        hint = "if it does not speak TLS, write http://" if by_tls else "if it speaks TLS, write https://"
+        return EndpointError(f"it reset the connection; {hint}", executed=executed, tls_end=by_tls)
     for cause in causes:
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, TimeoutError):
             return EndpointError(cause.strerror.lower(), executed=executed)
