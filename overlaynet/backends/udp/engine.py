@@ -51,6 +51,8 @@ class Drop(enum.IntEnum):
     """The socket reported an error instead of a datagram."""
     DEVICE_FAILED = 12
     """The device did not take the packet, as when it is down."""
+    CONGESTION = 13
+    """Off the wire, marked on its way as having met congestion, which its sender would not understand (RFC 6040)."""
 
 
 @attrs.frozen
@@ -90,6 +92,9 @@ class Counters:
     """One entry for every reason."""
     unreachables_sent: int
     """ICMP errors written back into the device; part of the packets dropped as ``NO_ROUTE`` get none."""
+    offloads: Mapping[str, str] = attrs.field(factory=dict)
+    """What the engine makes use of to cross into the kernel less often: for each by name ``on``, ``off`` or ``failing``,
+    with the reason, such as ``failing: EIO (7 times)``. Empty for an engine without any."""
 
 
 class DeviceGone(Exception):

@@ -1,0 +1,50 @@
+/* The packet engine: one loop between a TUN device and UDP sockets. See engine.py for what it promises. */
+#ifndef OVERLAYNET_ENGINE_H
+#define OVERLAYNET_ENGINE_H
+
+#include "coalesce.h"
+#include "table.h"
+
+struct engine;
+
+/* Offloads, as they are counted and told. */
+enum offload { OFFLOAD_TUN_TCP, OFFLOAD_TUN_UDP, OFFLOAD_UDP_SEGMENT, OFFLOAD_UDP_GRO, OFFLOADS };
+enum { OFFLOAD_ON, OFFLOAD_OFF, OFFLOAD_FAILING };
+struct offload_state {
+    /* One of the three above; why (an errno, or 0: not wanted); and how often it failed and was done without. */
+    _Atomic int state, reason;
+    _Atomic uint64_t failures;
+};
+
+enum { SOCKETS = 2 };
+
+/* How run ended. */
+enum { ENDED_STOPPED, ENDED_DEVICE_GONE, ENDED_FAILED };
+
+/* An engine on descriptors that stay the caller's. `offload` false: one packet in each system call. `device_header`: whether
+ * each packet of the device is behind a struct offload_header; negative: ask the device. NULL with errno set. */
+struct engine *engine_new(int tun, const int *sockets, unsigned socket_count, uint32_t mtu, bool offload, int device_header);
+
+/* Carry packets until engine_stop. On an end of another kind, `*error` is an errno. */
+int engine_run(struct engine *engine, int *error);
+
+/* Callable from any thread and from signal handlers. */
+void engine_stop(struct engine *engine);
+
+/* Make a table the one in force, and free those that are no longer read. Takes the table. One call at a time. */
+void engine_set_table(struct engine *engine, struct table *table);
+
+/* The table in force, for the caller of engine_set_table alone. */
+const struct table *engine_table(const struct engine *engine);
+
+/* The IP versions of the sockets. */
+void engine_serves(const struct engine *engine, bool *v4, bool *v6);
+
+uint64_t engine_drops(const struct engine *engine, enum drop reason);
+uint64_t engine_unreachables(const struct engine *engine);
+const struct offload_state *engine_offload(const struct engine *engine, enum offload offload);
+
+/* Not while engine_run runs. */
+void engine_free(struct engine *engine);
+
+#endif

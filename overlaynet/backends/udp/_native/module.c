@@ -1,0 +1,416 @@
+/* The module overlaynet.backends.udp._native: the engine, and the pure functions that it is made of, for Python.
+ *
+ * Within CPython's limited API of 3.11, so that one build serves all later versions. `Engine` is not for use by itself:
+ * native_engine.py wraps it. No method but `run` releases the GIL, which is the lock between them.
+ */
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030B0000
+#endif
+#include <Python.h>
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct engine *engine;
+    int running;
+} EngineObject;
+
+/* One peer as native_engine.py packs it: "=BBBxHxxI16s4s16s". */
+enum { PEER_BYTES = 48, OWN_BYTES = 22 };
+
+static PyObject *engine_closed(void)
+{
+    PyErr_SetString(PyExc_ValueError, "the engine is closed");
+    return NULL;
+}
+
+static PyObject *engine_type_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"tun", "sockets", "mtu", "offload", "device_header", NULL};
+    int tun, offload, device_header, sockets[SOCKETS];
+    unsigned mtu;
+    PyObject *sequence;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iO!Ipi", names, &tun, &PyTuple_Type, &sequence, &mtu,
+                                     &offload, &device_header))
+        return NULL;
+    Py_ssize_t count = PyTuple_Size(sequence);
+    if (count > SOCKETS) {
+        PyErr_SetString(PyExc_ValueError, "an engine takes at most one socket for each IP version");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        sockets[i] = (int)PyLong_AsLong(PyTuple_GetItem(sequence, i));
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    EngineObject *self = (EngineObject *)allocate(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->engine = engine_new(tun, sockets, (unsigned)count, mtu, offload, device_header);
+    if (self->engine == NULL) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void engine_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    engine_free(((EngineObject *)object)->engine);
+    release(object);
+    Py_DECREF(type);
+}
+
+static PyObject *engine_method_run(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    int ended, error;
+    if (self->engine == NULL || self->running || engine_table(self->engine) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "an engine runs once, with a table, before it is closed");
+        return NULL;
+    }
+    self->running = 1;
+    Py_BEGIN_ALLOW_THREADS
+    ended = engine_run(self->engine, &error);
+    Py_END_ALLOW_THREADS
+    self->running = 0;
+    return Py_BuildValue("(ii)", ended, error);
+}
+
+static PyObject *engine_method_stop(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    if (self->engine != NULL)
+        engine_stop(self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_method_close(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    if (self->running) {
+        PyErr_SetString(PyExc_ValueError, "the engine runs; stop it first");
+        return NULL;
+    }
+    engine_free(self->engine);
+    self->engine = NULL;
+    Py_RETURN_NONE;
+}
+
+static void read_own(const uint8_t *bytes, struct subnet own[2])
+{
+    own[0].length = bytes[0];
+    own[1].length = bytes[1];
+    memcpy(own[0].address, bytes + 2, 4);
+    memcpy(own[1].address, bytes + 6, 16);
+}
+
+static int is_length(unsigned length, unsigned most)
+{
+    return length == NO_SUBNET || length <= most;
+}
+
+static int read_peer(const uint8_t *bytes, struct peer_entry *entry, uint32_t counters_count)
+{
+    entry->version = bytes[0];
+    entry->subnet4.length = bytes[1];
+    entry->subnet6.length = bytes[2];
+    memcpy(&entry->port, bytes + 4, 2);
+    memcpy(&entry->counters, bytes + 8, 4);
+    memcpy(entry->address, bytes + 12, 16);
+    memcpy(entry->subnet4.address, bytes + 28, 4);
+    memcpy(entry->subnet6.address, bytes + 32, 16);
+    return (entry->version == 4 || entry->version == 6) && is_length(bytes[1], 32) && is_length(bytes[2], 128) &&
+           entry->counters < counters_count;
+}
+
+/* set_table(own, peers, kept): for each block of counters, `kept` has the index of the one in the table before that it
+ * continues, or -1. */
+static PyObject *engine_method_set_table(PyObject *object, PyObject *arguments)
+{
+    EngineObject *self = (EngineObject *)object;
+    Py_buffer own_buffer, peers_buffer, kept_buffer;
+    if (!PyArg_ParseTuple(arguments, "y*y*y*", &own_buffer, &peers_buffer, &kept_buffer))
+        return NULL;
+    PyObject *result = NULL;
+    struct peer_entry *entries = NULL;
+    struct peer_counters **counters = NULL;
+    struct subnet own[2];
+    memset(own, 0, sizeof own);
+    uint32_t count = (uint32_t)(peers_buffer.len / PEER_BYTES);
+    uint32_t counters_count = (uint32_t)(kept_buffer.len / 4), made = 0;
+    const uint8_t *kept = kept_buffer.buf;
+
+    if (self->engine == NULL) {
+        engine_closed();
+        goto done;
+    }
+    if (own_buffer.len != OWN_BYTES || peers_buffer.len % PEER_BYTES || kept_buffer.len % 4) {
+        PyErr_SetString(PyExc_ValueError, "the table is not packed as it should be");
+        goto done;
+    }
+    read_own(own_buffer.buf, own);
+    const struct table *before = engine_table(self->engine);
+    entries = calloc(count + 1, sizeof *entries);
+    counters = calloc(counters_count + 1, sizeof *counters);
+    if (entries == NULL || counters == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (!read_peer((const uint8_t *)peers_buffer.buf + (size_t)i * PEER_BYTES, &entries[i], counters_count) ||
+            !is_length(own[0].length, 32) || !is_length(own[1].length, 128)) {
+            PyErr_SetString(PyExc_ValueError, "the table has a peer or subnet that cannot be");
+            goto done;
+        }
+    }
+    for (; made < counters_count; made++) {
+        int32_t index;
+        memcpy(&index, kept + (size_t)made * 4, 4);
+        if (before != NULL && index >= 0 && (uint32_t)index < before->counters_count)
+            counters[made] = before->counters[index];
+        else
+            counters[made] = calloc(1, sizeof **counters);
+        if (counters[made] == NULL) {
+            PyErr_NoMemory();
+            goto done;
+        }
+    }
+    bool v4, v6;
+    engine_serves(self->engine, &v4, &v6);
+    struct table *table = table_new(own, entries, count, counters, counters_count, v4, v6);
+    if (table == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    engine_set_table(self->engine, table);
+    result = Py_None;
+    Py_INCREF(result);
+done:
+    if (result == NULL)
+        for (uint32_t i = 0; i < made; i++)
+            if (counters[i]->references == 0)
+                free(counters[i]);
+    free(entries);
+    free(counters);
+    PyBuffer_Release(&own_buffer);
+    PyBuffer_Release(&peers_buffer);
+    PyBuffer_Release(&kept_buffer);
+    return result;
+}
+
+static unsigned long long load(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* counters(): ([(sent packets, sent bytes, received packets, received bytes), ...], [drops, ...], unreachables,
+ * [(state, reason, failures), ...]) */
+static PyObject *engine_method_counters(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    if (self->engine == NULL)
+        return engine_closed();
+    const struct table *table = engine_table(self->engine);
+    uint32_t count = table != NULL ? table->counters_count : 0;
+    PyObject *peers = PyList_New(count), *drops = PyList_New(DROPS), *offloads = PyList_New(OFFLOADS);
+    if (peers == NULL || drops == NULL || offloads == NULL)
+        goto failed;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct peer_counters *each = table->counters[i];
+        PyObject *item = Py_BuildValue("(KKKK)", load(&each->sent_packets), load(&each->sent_bytes),
+                                       load(&each->received_packets), load(&each->received_bytes));
+        if (item == NULL || PyList_SetItem(peers, i, item) < 0)
+            goto failed;
+    }
+    for (int reason = 0; reason < DROPS; reason++) {
+        PyObject *item = PyLong_FromUnsignedLongLong(engine_drops(self->engine, reason));
+        if (item == NULL || PyList_SetItem(drops, reason, item) < 0)
+            goto failed;
+    }
+    for (int offload = 0; offload < OFFLOADS; offload++) {
+        const struct offload_state *state = engine_offload(self->engine, offload);
+        PyObject *item = Py_BuildValue("(iiK)", atomic_load(&state->state), atomic_load(&state->reason),
+                                       load(&state->failures));
+        if (item == NULL || PyList_SetItem(offloads, offload, item) < 0)
+            goto failed;
+    }
+    return Py_BuildValue("(NNKN)", peers, drops, (unsigned long long)engine_unreachables(self->engine), offloads);
+failed:
+    Py_XDECREF(peers);
+    Py_XDECREF(drops);
+    Py_XDECREF(offloads);
+    return NULL;
+}
+
+static PyMethodDef engine_methods[] = {
+    {"run", engine_method_run, METH_NOARGS, "Carry packets; return how that ended, and an errno."},
+    {"stop", engine_method_stop, METH_NOARGS, "Make run return."},
+    {"close", engine_method_close, METH_NOARGS, "Free everything. Idempotent."},
+    {"set_table", engine_method_set_table, METH_VARARGS, "Replace the peer table."},
+    {"counters", engine_method_counters, METH_NOARGS, "Counts by peer, drops, ICMP errors, offloads."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot engine_slots[] = {
+    {Py_tp_new, engine_type_new},
+    {Py_tp_dealloc, engine_dealloc},
+    {Py_tp_methods, engine_methods},
+    {0, NULL},
+};
+
+static PyType_Spec engine_spec = {
+    "overlaynet.backends.udp._native.Engine", sizeof(EngineObject), 0, Py_TPFLAGS_DEFAULT, engine_slots};
+
+/* ---- The pure functions, for tests. */
+
+/* segment(data): the packets that what a TUN device gave (header of virtio, and packet) stands for; or the number of the
+ * reason to drop it. */
+static PyObject *module_segment(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    char *given;
+    Py_ssize_t size;
+    struct offload_header offload;
+    if (PyBytes_AsStringAndSize(argument, &given, &size) < 0)
+        return NULL;
+    if (size < (Py_ssize_t)sizeof offload)
+        return PyLong_FromLong(DROP_MALFORMED);
+    memcpy(&offload, given, sizeof offload);
+    size -= (Py_ssize_t)sizeof offload;
+    uint8_t *data = malloc((size_t)size + 1);
+    if (data == NULL)
+        return PyErr_NoMemory();
+    memcpy(data, given + sizeof offload, (size_t)size);
+    struct segments segments;
+    enum drop refused = segments_read(&offload, data, (size_t)size, &segments);
+    if (refused != DROP_NONE) {
+        free(data);
+        return PyLong_FromLong(refused);
+    }
+    PyObject *packets = PyList_New(0);
+    for (uint32_t i = 0; packets != NULL && i < segments.count; i++) {
+        uint8_t header[LARGEST_HEADERS], *payload;
+        uint32_t length;
+        segments_cut(&segments, i, header, &payload, &length);
+        PyObject *head = PyBytes_FromStringAndSize((char *)header, segments.header_length);
+        PyObject *rest = PyBytes_FromStringAndSize((char *)payload, length);
+        PyObject *whole = head != NULL && rest != NULL ? PySequence_Concat(head, rest) : NULL;
+        if (whole == NULL || PyList_Append(packets, whole) < 0)
+            Py_CLEAR(packets);
+        Py_XDECREF(head);
+        Py_XDECREF(rest);
+        Py_XDECREF(whole);
+    }
+    free(data);
+    return packets;
+}
+
+static void append_run(void *context, struct run *run)
+{
+    PyObject **runs = context;
+    if (*runs == NULL)
+        return;
+    size_t size = sizeof run->offload + (run->count > 1 ? run->size : run->bytes);
+    uint8_t *bytes = malloc(size), *at = bytes;
+    PyObject *whole = NULL;
+    if (bytes != NULL) {
+        struct offload_header none = {0};
+        memcpy(at, run->count > 1 ? &run->offload : &none, sizeof none);
+        at += sizeof none;
+        if (run->count > 1) {
+            memcpy(at, run->headers, run->header_length);
+            at += run->header_length;
+            for (uint32_t i = 0; i < run->count; i++) {
+                memcpy(at, run->payload[i].iov_base, run->payload[i].iov_len);
+                at += run->payload[i].iov_len;
+            }
+        } else {
+            memcpy(at, (uint8_t *)run->payload[0].iov_base - run->header_length, run->bytes);
+        }
+        whole = PyBytes_FromStringAndSize((char *)bytes, (Py_ssize_t)size);
+        free(bytes);
+    } else {
+        PyErr_NoMemory();
+    }
+    if (whole == NULL || PyList_Append(*runs, whole) < 0)
+        Py_CLEAR(*runs);
+    Py_XDECREF(whole);
+}
+
+/* coalesce(packets): what is written to a TUN device for them, each with its header of virtio. */
+static PyObject *module_coalesce(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    if (!PyList_Check(argument)) {
+        PyErr_SetString(PyExc_TypeError, "a list of bytes is wanted");
+        return NULL;
+    }
+    struct coalescer *coalescer = malloc(sizeof *coalescer);
+    PyObject *runs = PyList_New(0);
+    if (coalescer == NULL || runs == NULL) {
+        free(coalescer);
+        Py_XDECREF(runs);
+        return PyErr_NoMemory();
+    }
+    memset(coalescer, 0, sizeof *coalescer);
+    coalescer_start(coalescer, true, true, append_run, &runs);
+    for (Py_ssize_t i = 0; i < PyList_Size(argument); i++) {
+        char *data;
+        Py_ssize_t size;
+        struct packet packet;
+        if (PyBytes_AsStringAndSize(PyList_GetItem(argument, i), &data, &size) < 0) {
+            Py_CLEAR(runs);
+            break;
+        }
+        if (packet_read((uint8_t *)data, (size_t)size, &packet) != DROP_NONE) {
+            PyErr_SetString(PyExc_ValueError, "not a whole IP packet");
+            Py_CLEAR(runs);
+            break;
+        }
+        coalescer_add(coalescer, &packet, NULL);
+    }
+    coalescer_flush(coalescer);
+    free(coalescer);
+    return runs;
+}
+
+static PyMethodDef module_methods[] = {
+    {"segment", module_segment, METH_O, "Cut what a TUN device gave into packets."},
+    {"coalesce", module_coalesce, METH_O, "Put packets together as for a TUN device."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_execute(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &engine_spec, NULL);
+    if (type == NULL)
+        return -1;
+    int failed = PyModule_AddObjectRef(module, "Engine", type);
+    Py_DECREF(type);
+    return failed;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_execute}, {0, NULL}};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, "_native", "The native packet engine of the udp backend.", 0, module_methods, module_slots,
+    NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,128 @@
+"""The engine in C: it crosses into the kernel once for up to 64 KiB of packets. What it is made of is in ``_native/``.
+
+Importing this module raises :exc:`ImportError` where the extension module was not built, for want of a compiler.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from overlaynet.backends.udp import _native
+from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, PeerCounters, PeerTable
+from overlaynet.model import Subnets
+
+# The order of the C enumerations.
+_OFFLOADS = ("tun_tcp", "tun_udp", "udp_segment", "udp_gro")
+_STOPPED, _DEVICE_GONE = 0, 1
+_ON, _OFF = 0, 1
+
+_OWN = struct.Struct("=BB4s16s").pack
+_PEER = struct.Struct("=BBBxHxxI16s4s16s").pack
+_NO_SUBNET = 255
+
+
+class NativeEngine(Engine):
+    """Carries IPv4 and IPv6 packets over an IPv4 or IPv6 underlay; of each version, if this node has a subnet of it.
+
+    :param tun: may be a device with ``IFF_VNET_HDR``, and is fast only if it is one.
+    :param offload: False for one system call for each packet each way, as in flannel's published design.
+    :param device_header: whether packets of the device have the header of ``IFF_VNET_HDR``; by default the device is asked.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        tun: int,
+        sockets: Sequence[int],
+        mtu: int,
+        table: PeerTable,
+        *,
+        offload: bool = True,
+        device_header: bool | None = None,
+    ) -> None:
+        self._engine = _native.Engine(
+            tun=tun,
+            sockets=tuple(sockets),
+            mtu=mtu,
+            offload=offload,
+            device_header=-1 if device_header is None else device_header,
+        )
+        # Between set_table and counters; the packet path knows nothing of it.
+        self._lock = threading.Lock()
+        self._blocks: dict[Subnets, int] = {}
+        self._final: Counters | None = None
+        self.set_table(table)
+
+    def run(self) -> None:
+        """See :meth:`Engine.run`. The GIL is released all the time."""
+        ended, error = self._engine.run()
+        if ended == _DEVICE_GONE:
+            raise DeviceGone(os.strerror(error))
+        if ended != _STOPPED:
+            raise OSError(error, os.strerror(error))
+
+    def stop(self) -> None:
+        """See :meth:`Engine.stop`."""
+        self._engine.stop()
+
+    def set_table(self, table: PeerTable) -> None:
+        """See :meth:`Engine.set_table`."""
+        own4, own6 = _packed(table.own)
+        with self._lock:
+            blocks: dict[Subnets, int] = {}
+            kept = array.array("i")
+            peers = bytearray()
+            for peer in table.peers:
+                block = blocks.setdefault(peer.subnets, len(blocks))
+                if block == len(kept):
+                    kept.append(self._blocks.get(peer.subnets, -1))
+                (length4, network4), (length6, network6) = _packed(peer.subnets)
+                version, address = peer.address.version, peer.address.packed
+                peers += _PEER(version, length4, length6, peer.port, block, address, network4, network6)
+            self._engine.set_table(_OWN(own4[0], own6[0], own4[1], own6[1]), bytes(peers), kept.tobytes())
+            self._blocks = blocks
+
+    def counters(self) -> Counters:
+        """See :meth:`Engine.counters`. After :meth:`close`, the counts at the end."""
+        with self._lock:
+            return self._final if self._final is not None else self._counters()
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        with self._lock:
+            if self._final is None:
+                self._final = self._counters()
+                self._engine.close()
+
+    def _counters(self) -> Counters:
+        peers, drops, unreachables, offloads = self._engine.counters()
+        return Counters(
+            peers={subnets: PeerCounters(*peers[block]) for subnets, block in self._blocks.items()},
+            drops=dict(zip(Drop, drops, strict=True)),
+            unreachables_sent=unreachables,
+            offloads={name: _told(*state) for name, state in zip(_OFFLOADS, offloads, strict=True)},
+        )
+
+
+def _packed(subnets: Subnets) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+    return _packed_network(subnets.ipv4), _packed_network(subnets.ipv6)
+
+
+def _packed_network(network: IPv4Network | IPv6Network | None) -> tuple[int, bytes]:
+    return (network.prefixlen, network.network_address.packed) if network is not None else (_NO_SUBNET, b"")
+
+
+def _told(state: int, reason: int, failures: int) -> str:
+    name = errno.errorcode.get(reason, str(reason))
+    if state == _OFF:
+        return f"off: {name}" if reason else "off"
+    if state == _ON:
+        return f"on (failed {failures} times)" if failures else "on"
+    return f"failing: {name} ({failures} times)"
