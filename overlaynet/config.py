@@ -115,6 +115,16 @@ def store_options(settings: Settings) -> dict[str, object]:
     return chosen
 
 
+def backend_arguments(settings: Settings, backend: str) -> dict[str, object]:
+    """The settings made for the backend of this name, as arguments for its class."""
+    chosen: dict[str, object] = {}
+    for field in attrs.fields(Settings):
+        name, argument = field.metadata["backend_argument"] or (None, "")
+        if name == backend:
+            chosen[argument] = getattr(settings, field.name)
+    return chosen
+
+
 def key_values(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
     """Read ``KEY=VALUE`` pairs. :raises ConfigError: naming the flag and the pair that is none."""
     values = {}

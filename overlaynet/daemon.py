@@ -144,7 +144,7 @@ class Daemon:
         )
         path = Path(settings.subnet_file)
         network = await joining.find_network(store, settings, plugins, self._health)
-        backend = joining.make_backend(plugins, network)
+        backend = joining.make_backend(plugins, network, settings)
         underlay, identity = await self._find_underlay(network)
         log.info(
             "underlay chosen",

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from overlaynet import network as documents
-from overlaynet import options
+from overlaynet import config, options
 from overlaynet.drivers import Backend, Store
 from overlaynet.errors import ConfigError, StoreUnavailable
 from overlaynet.health import REMINDER, Health
@@ -42,7 +42,7 @@ async def find_network(store: Store, settings: Settings, plugins: Plugins, healt
     created = False
     if settings.network is not None:
         document = json.dumps({"Network": settings.network, "Backend": {"Type": settings.backend or "udp"}})
-        make_backend(plugins, documents.parse(document))  # nothing is written that no node could run
+        make_backend(plugins, documents.parse(document), settings)  # nothing is written that no node could run
         created = await ask(lambda: store.create_network(document), health)
         if created:
             log.info("network document created", extra=fields(network=settings.network, store=store))
@@ -62,8 +62,8 @@ async def find_network(store: Store, settings: Settings, plugins: Plugins, healt
     return found
 
 
-def make_backend(plugins: Plugins, network: Network) -> Backend:
-    """The backend that the network document names, with its options; nothing is opened.
+def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Backend:
+    """The backend that the network document names, with its options and this node's settings for it; nothing is opened.
 
     :raises PluginError: if it is not installed, or broken.
     :raises ConfigError: if its options are wrong.
@@ -71,7 +71,8 @@ def make_backend(plugins: Plugins, network: Network) -> Backend:
     name = network.backend_type
     backend_class = plugins.driver("backend", name)
     where = f"backend {name} of the network document"
-    backend: Backend = backend_class(options.parse(backend_class.Options, network.backend_options, where))
+    parsed = options.parse(backend_class.Options, network.backend_options, where)
+    backend: Backend = backend_class(parsed, **config.backend_arguments(settings, name))
     return backend
 
 

@@ -45,11 +45,14 @@ def setting(
     check: options.Check | None = None,
     split: bool = True,
     driver_option: tuple[str, str] | None = None,
+    backend_argument: tuple[str, str] | None = None,
 ) -> Any:
     """One setting.
 
     :param split: for lists: whether a comma separates items, as it cannot in regular expressions.
     :param driver_option: the store driver and the name of its option that this setting is passed on as.
+    :param backend_argument: the backend and the name of its argument that this setting is passed on as: what each node
+        chooses for itself, and the network document does not say.
     """
     metadata = {
         "help": help,
@@ -59,6 +62,7 @@ def setting(
         "check": check,
         "split": split,
         "driver_option": driver_option,
+        "backend_argument": backend_argument,
     }
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
 
@@ -198,6 +202,22 @@ class Settings:
         group="node",
         metavar="KEY=VALUE",
         split=False,
+    )
+    udp_engine: str = setting(
+        "auto",
+        "engine of the udp backend: native, python, or auto for the native one where it was built",
+        group="node",
+        metavar="NAME",
+        check=options.one_of("auto", "native", "python"),
+        backend_argument=("udp", "engine"),
+    )
+    udp_offload: str = setting(
+        "auto",
+        "offloads of the udp backend's native engine: auto for what the kernel has, or off",
+        group="node",
+        metavar="auto|off",
+        check=options.one_of("auto", "off"),
+        backend_argument=("udp", "offload"),
     )
     subnet_file: str = setting(
         "/run/flannel/subnet.env",

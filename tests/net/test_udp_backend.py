@@ -20,7 +20,8 @@ from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
 from overlaynet.backends.udp import UdpBackend, UdpOptions
-from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine import Drop, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.errors import BackendError
 from overlaynet.model import Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -40,7 +41,9 @@ PATIENCE = 20.0
 class Host:
     """A namespace with a thread and an event loop inside of it, for backends to live in."""
 
-    def __init__(self, namespace: NetworkNamespace, address: IPv4Address, subnet: IPv4Network) -> None:
+    def __init__(self, namespace: NetworkNamespace, address: IPv4Address, subnet: IPv4Network, engine: str) -> None:
+        self.engine = engine
+        self.engine_class: type[Engine] = NativeEngine if engine == "native" else PythonEngine
         self.namespace = namespace
         self.underlay = Underlay("eth0", 1500, ipv4=address, public_ipv4=address)
         self.lease = Lease(Subnets(subnet), public_ipv4=address)
@@ -65,7 +68,7 @@ class Host:
 
     def make(self, options: UdpOptions | None = None) -> UdpBackend:
         async def make() -> UdpBackend:
-            return UdpBackend(UdpOptions() if options is None else options)
+            return UdpBackend(UdpOptions() if options is None else options, engine=self.engine)
 
         backend = self.wait(make())
         self.backends.append(backend)
@@ -94,8 +97,8 @@ class Host:
         self.namespace.close()
 
 
-@pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
+@pytest.fixture(params=["python", "native"])
+def hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
     """Two hosts on one underlay."""
     with contextlib.ExitStack() as stack:
         a, b = NetworkNamespace(label="udp-a"), NetworkNamespace(label="udp-b")
@@ -105,9 +108,9 @@ def hosts() -> Iterator[tuple[Host, Host]]:
         for namespace, address in ((a, A_ADDRESS), (b, B_ADDRESS)):
             namespace.ip(f"address add {address}/24 dev eth0", "link set eth0 up", "link set lo up")
             namespace.set_sysctl("net.ipv4.ip_forward", 1)
-        host_a = Host(a, A_ADDRESS, A_SUBNET)
+        host_a = Host(a, A_ADDRESS, A_SUBNET, request.param)
         stack.callback(host_a.close)
-        host_b = Host(b, B_ADDRESS, B_SUBNET)
+        host_b = Host(b, B_ADDRESS, B_SUBNET, request.param)
         stack.callback(host_b.close)
         yield host_a, host_b
 
@@ -206,7 +209,7 @@ def test_the_device_is_as_documented(hosts: tuple[Host, Host]) -> None:
     (addresses,) = a.namespace.ip_json("address", "show", "overlay0")
     assert [(entry["local"], entry["prefixlen"]) for entry in addresses["addr_info"]] == [("10.244.1.0", 32)]
     status = json.loads(json.dumps(backend.status()))
-    assert (status["engine"], status["device"], status["mtu"], status["port"]) == ("python", "overlay0", 1472, 8285)
+    assert (status["engine"], status["device"], status["mtu"], status["port"]) == (a.engine, "overlay0", 1472, 8285)
 
 
 def test_options_name_the_device_the_port_and_the_mtu(hosts: tuple[Host, Host]) -> None:
@@ -602,7 +605,7 @@ class PretendedDevice:
                 self.wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             self.wire.bind((address, 8285))
             table = PeerTable(Subnets(A_SUBNET), (peer,))
-            self.engine = PythonEngine(tun.fileno(), [self.wire.fileno()], 1472, table)
+            self.engine = host.engine_class(tun.fileno(), [self.wire.fileno()], 1472, table)
             stack.callback(self.engine.close)
             thread = threading.Thread(target=self.engine.run)
             thread.start()

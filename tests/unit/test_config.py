@@ -78,6 +78,8 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "iface_can_reach": "192.0.2.1",
         "public_ip": "192.0.2.1",
         "public_ipv6": "2001:db8::1",
+        "udp_engine": "python",
+        "udp_offload": "off",
         "log_level": "debug",
         "log_format": "json",
     }
@@ -173,6 +175,12 @@ def test_what_print_config_prints_is_a_configuration_file(tmp_path: Path) -> Non
 def test_store_settings_reach_the_selected_driver_only() -> None:
     settings = resolve("--store", "file", "--store-path", "/x", "--etcd-prefix", "/y").settings
     assert config.store_options(settings) == {"path": "/x"}
+
+
+def test_the_settings_of_a_backend_are_its_arguments() -> None:
+    settings = resolve("--udp-engine", "native", "--udp-offload", "off").settings
+    assert config.backend_arguments(settings, "udp") == {"engine": "native", "offload": "off"}
+    assert config.backend_arguments(settings, "vxlan") == {}
 
 
 def test_key_values() -> None:

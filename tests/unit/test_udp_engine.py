@@ -19,10 +19,12 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from overlaynet.backends.udp.engine import DeviceGone, Drop, Engine, EnginePeer, PeerCounters, PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
 from overlaynet.backends.udp.python_engine import PythonEngine, TokenBucket, longest_match, prefixes_of
 from overlaynet.model import Subnets
 
 PATIENCE = 20.0
+ENGINES = [pytest.param(PythonEngine, id="python"), pytest.param(NativeEngine, id="native")]
 OWN = Subnets(IPv4Network("10.244.1.0/24"))
 SECOND, THIRD = Subnets(IPv4Network("10.244.2.0/24")), Subnets(IPv4Network("10.244.3.0/24"))
 MTU = 1472
@@ -126,7 +128,7 @@ def packet(source: str, destination: str, payload: bytes = b"payload") -> bytes:
     return bytes(IP(src=source, dst=destination) / UDP(sport=1, dport=2) / Raw(payload))
 
 
-@pytest.fixture(params=[PythonEngine])
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> type[Engine]:
     made: type[Engine] = request.param
     return made
@@ -439,7 +441,7 @@ def test_stopping_is_possible_at_any_time(engine: type[Engine]) -> None:
         os.fstat(wire.fileno())
 
 
-@pytest.fixture(scope="module", params=[PythonEngine])
+@pytest.fixture(scope="module", params=ENGINES)
 def long_lived(request: pytest.FixtureRequest) -> Iterator[Rig]:
     with Rig(request.param) as made:
         yield made

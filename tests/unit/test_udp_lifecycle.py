@@ -87,7 +87,7 @@ class World:
             self.port: int = free.getsockname()[1]
         self.underlay = Underlay("eth0", 1500, ipv4=LOOPBACK)
 
-    def open_tun(self, name: str) -> int:
+    def open_tun(self, name: str, *, offload_header: bool = False) -> int:
         near, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         return near.detach()
@@ -97,7 +97,7 @@ class World:
         return function(self.kernel)
 
     def backend(self) -> UdpBackend:
-        return UdpBackend(UdpOptions(name="pretended0", port=self.port))
+        return UdpBackend(UdpOptions(name="pretended0", port=self.port), engine="python")
 
     async def started(self) -> UdpBackend:
         made = self.backend()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -83,8 +84,13 @@ class UdpBackend(Backend):
     Options: ClassVar[type[UdpOptions]] = UdpOptions
     options: UdpOptions
 
-    def __init__(self, options: UdpOptions) -> None:
+    # What this node's settings say beside the document: the engine ("native", "python", or "auto" for the native one if it
+    # was built) and its offloads ("auto" or "off").
+    def __init__(self, options: UdpOptions, *, engine: str = "auto", offload: str = "auto") -> None:
         super().__init__(options)
+        self._engine_name = engine
+        self._offload = offload != "off"
+        self._engine_class: Callable[[int, list[int], int, PeerTable], Engine] = PythonEngine
         self._opened: _Opened | None = None
         self._own: Subnets | None = None
         self._engine: Engine | None = None
@@ -97,6 +103,7 @@ class UdpBackend(Backend):
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Bind the socket and create the device, which stays down. Like flannel's udp, nothing is published."""
+        native = self._choose_engine()
         mtu = self._fitting_mtu(underlay)
         if network.ipv4 is None:
             raise BackendError(
@@ -114,7 +121,7 @@ class UdpBackend(Backend):
             wire = open_socket(underlay.ipv4, self.options.port)
             undo.callback(wire.close)
             try:
-                tun = open_tun(self.options.name)
+                tun = open_tun(self.options.name, offload_header=native and self._offload)
             except DeviceNameTaken as error:
                 raise BackendError(await self._who_has_the_name()) from error
             undo.callback(os.close, tun)
@@ -130,7 +137,7 @@ class UdpBackend(Backend):
         self._own = lease.subnets
         await _ask(self._configure)
         table = PeerTable(lease.subnets)
-        self._engine = PythonEngine(opened.tun, [opened.wire.fileno()], opened.mtu, table)
+        self._engine = self._engine_class(opened.tun, [opened.wire.fileno()], opened.mtu, table)
         self._thread = threading.Thread(
             target=self._carry,
             args=(self._engine, opened, asyncio.get_running_loop()),
@@ -138,6 +145,10 @@ class UdpBackend(Backend):
             daemon=True,
         )
         self._thread.start()
+        log.info(
+            "packet engine started",
+            extra=fields(engine=self._engine.name, offloads=dict(self._engine.counters().offloads) or None),
+        )
         return Device(self.options.name, opened.mtu)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -179,13 +190,18 @@ class UdpBackend(Backend):
             "port": self.options.port,
         }
         if engine is None:
-            return status | {"peers": {}, "drops": {}, "unreachables_sent": 0}
+            return status | {"peers": {}, "drops": {}, "unreachables_sent": 0, "offloads": {}}
         counters = engine.counters()
         peers: dict[str, JSON] = {}
         for peer in self._peers:
             peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(counters.peers[peer.subnets])}
         drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
-        return status | {"peers": peers, "drops": drops, "unreachables_sent": counters.unreachables_sent}
+        return status | {
+            "peers": peers,
+            "drops": drops,
+            "unreachables_sent": counters.unreachables_sent,
+            "offloads": dict(counters.offloads),
+        }
 
     async def aclose(self) -> None:
         """Stop the engine and close device and socket; if it is cancelled, they are closed all the same, a moment later."""
@@ -218,6 +234,23 @@ class UdpBackend(Backend):
         if failure is not None:
             self._failure = failure
         self._ended.set()
+
+    def _choose_engine(self) -> bool:
+        """Choose the class of the engine; True if it is the native one."""
+        if self._engine_name == "python":
+            return False
+        try:
+            from overlaynet.backends.udp.native_engine import NativeEngine  # noqa: PLC0415 - it may be missing
+        except ImportError as error:
+            if self._engine_name == "native":
+                raise BackendError(
+                    f"the native packet engine is not there ({error}); install overlaynet where there is a C compiler, "
+                    f"or choose --udp-engine python"
+                ) from error
+            log.info("native packet engine not built", extra=fields(reason=error))
+            return False
+        self._engine_class = functools.partial(NativeEngine, offload=self._offload)
+        return True
 
     def _fitting_mtu(self, underlay: Underlay) -> int:
         most = min(underlay.mtu - HEADERS, _LARGEST_PAYLOAD)

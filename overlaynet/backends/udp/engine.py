@@ -137,7 +137,7 @@ class Engine(abc.ABC):
         """Replace the peer table in one step while packets flow: each packet meets the old one or the new one.
 
         Callable from any thread, one call at a time. Of two peers with a subnet in common, the first has it. A peer
-        whose address is of an IP version that no socket serves counts as absent.
+        whose address is of an IP version that no socket serves counts as absent. Without effect after :meth:`close`.
         """
 
     @abc.abstractmethod

@@ -76,6 +76,8 @@ class NativeEngine(Engine):
         """See :meth:`Engine.set_table`."""
         own4, own6 = _packed(table.own)
         with self._lock:
+            if self._final is not None:
+                return
             blocks: dict[Subnets, int] = {}
             kept = array.array("i")
             peers = bytearray()

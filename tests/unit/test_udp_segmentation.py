@@ -1,0 +1,248 @@
+"""Segmentation and coalescing, with scapy as the independent judge of headers and checksums."""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet, Raw
+
+from overlaynet.backends.udp._native import coalesce, segment
+from overlaynet.backends.udp.engine import Drop
+
+NEEDS_CHECKSUM = 1
+NONE, TCP4, TCP6, USO, ECN = 0, 1, 4, 5, 0x80
+OPTIONS = ([], [("Timestamp", (7, 9)), ("NOP", None), ("NOP", None)], [("NOP", None), ("NOP", None), ("SAck", (1, 2))])
+
+
+def header(kind: int = NONE, size: int = 0, *, flags: int = 0, start: int = 0, offset: int = 0) -> bytes:
+    return struct.pack("=BBHHHH", flags, kind, 0, size, start, offset)
+
+
+def built(packet: Packet) -> bytes:
+    """A packet with its checksums, which scapy computes."""
+    return bytes(packet.__class__(bytes(packet)))
+
+
+def verified(packet: bytes) -> Packet:
+    """The packet as scapy reads it, once scapy has found every length and checksum right."""
+    read = IP(packet) if packet[0] >> 4 == 4 else IPv6(packet)
+    again = read.copy()
+    for layer in (IP, IPv6, TCP, UDP):
+        if layer in again:
+            for name in ("len", "plen", "chksum"):
+                if name in again[layer].fields:
+                    del again[layer].fields[name]
+    assert bytes(again) == packet
+    return read
+
+
+def ip(version: int, **fields: int) -> Packet:
+    if version == 6:
+        return IPv6(src="fd00:1::1", dst="fd00:2::2", hlim=fields.get("ttl", 64), tc=fields.get("tos", 0))
+    return IP(src="10.244.1.96", dst="10.244.2.194", **fields)
+
+
+VERSIONS = st.sampled_from([4, 6])
+PAYLOADS = st.integers(1, 9000).flatmap(lambda size: st.binary(min_size=min(size, 64), max_size=64).map(
+    lambda seed: (seed * (size // len(seed) + 1))[:size]
+))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    version=VERSIONS,
+    payload=PAYLOADS,
+    size=st.integers(100, 1448),
+    sequence=st.integers(0, 2**32 - 1),
+    identification=st.integers(0, 2**16 - 1),
+    flags=st.sampled_from(["A", "PA", "FA", "FPA", "EA", "PEA"]),
+    options=st.sampled_from(OPTIONS),
+    tos=st.integers(0, 255),
+)
+def test_tcp_is_cut_as_the_sender_would_and_put_together_again(
+    version: int, payload: bytes, size: int, sequence: int, identification: int, flags: str, options: list, tos: int
+) -> None:
+    tcp = TCP(sport=5201, dport=40000, seq=sequence, ack=77, flags=flags, window=501, options=options)
+    whole = built(ip(version, id=identification, tos=tos, flags="DF", ttl=63) / tcp / Raw(payload))
+    given_by_device = header(TCP4 if version == 4 else TCP6, size, flags=NEEDS_CHECKSUM) + whole
+    packets = segment(given_by_device)
+    assert isinstance(packets, list)
+    read = [verified(packet) for packet in packets]
+    assert b"".join(bytes(each[TCP].payload) for each in read) == payload
+    assert all(len(each[TCP].payload) == size for each in read[:-1])
+    expected = sequence
+    for number, each in enumerate(read):
+        assert each[TCP].seq == expected
+        expected = (expected + len(each[TCP].payload)) % 2**32
+        last = number == len(read) - 1
+        assert set(str(each[TCP].flags)) == (set(flags) if last else set(flags) - set("PF"))
+        assert (each[TCP].ack, each[TCP].window, each[TCP].options) == (77, 501, tcp.options)
+        if version == 4:
+            assert (each.id, each.tos, each.ttl) == ((identification + number) % 2**16, tos, 63)
+            assert each.flags == "DF"
+    again = coalesce(packets)
+    assert len(again) == 1
+    (run,) = again
+    assert without_transport_checksum(run[10:]) == without_transport_checksum(whole)
+    if len(packets) > 1:
+        assert segment(run) == packets
+        assert run[1] == (TCP4 if version == 4 else TCP6)
+        assert struct.unpack("=HHH", run[4:10]) == (size, 20 if version == 4 else 40, 16)
+
+
+@settings(max_examples=150, deadline=None)
+@given(version=VERSIONS, payload=PAYLOADS, size=st.integers(142, 1472), identification=st.integers(0, 2**16 - 1))
+def test_udp_is_cut_into_datagrams_and_put_together_again(
+    version: int, payload: bytes, size: int, identification: int
+) -> None:
+    whole = built(ip(version, id=identification, ttl=63) / UDP(sport=1, dport=2) / Raw(payload))
+    packets = segment(header(USO, size, flags=NEEDS_CHECKSUM) + whole)
+    assert isinstance(packets, list)
+    read = [verified(packet) for packet in packets]
+    assert b"".join(bytes(each[UDP].payload) for each in read) == payload
+    assert all(each[UDP].chksum != 0 for each in read)
+    again = coalesce(packets)
+    assert len(again) == 1
+    assert without_transport_checksum(again[0][10:]) == without_transport_checksum(whole)
+    if len(packets) > 1:
+        assert segment(again[0]) == packets
+
+
+def without_transport_checksum(packet: bytes) -> bytes:
+    length = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    at = length + (16 if packet[9 if packet[0] >> 4 == 4 else 6] == 6 else 6)
+    return packet[:at] + bytes(2) + packet[at + 2 :]
+
+
+PACKETS = st.builds(
+    lambda version, kind, port, sequence, size, flags, number, broken: damaged(
+        built(
+            ip(version, id=number, flags="DF")
+            / (
+                TCP(sport=port, dport=2, seq=sequence * 10, ack=1, flags=flags)
+                if kind == "tcp"
+                else UDP(sport=port, dport=2)
+            )
+            / Raw(bytes(range(size)))
+        ),
+        broken,
+    ),
+    VERSIONS,
+    st.sampled_from(["tcp", "udp"]),
+    st.integers(1, 3),
+    st.integers(0, 6),
+    st.sampled_from([0, 5, 10, 10, 10, 11]),
+    st.sampled_from(["A", "A", "A", "A", "PA", "FA", "SA", "RA", "UA", "CA", "EA"]),
+    st.integers(0, 5),
+    st.sampled_from([None] * 12 + [1, 8, 10, 22, 40, 45, 62]),
+)
+
+
+def damaged(packet: bytes, at: int | None) -> bytes:
+    if at is None or at >= len(packet) or at in (0, 2, 3, 4, 5):
+        return packet
+    return packet[:at] + bytes([packet[at] ^ 0x55]) + packet[at + 1 :]
+
+
+def flow(packet: bytes) -> bytes:
+    length = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    addresses = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
+    return addresses + packet[9 if packet[0] >> 4 == 4 else 6 :][:1] + packet[length : length + 4]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(PACKETS, max_size=40))
+def test_whatever_comes_each_flow_comes_out_as_it_went_in(packets: list[bytes]) -> None:
+    out: list[bytes] = []
+    for run in coalesce(packets):
+        if run[1] == NONE:
+            assert run[:10] == bytes(10)
+            out.append(run[10:])
+        else:
+            cut = segment(run)
+            assert isinstance(cut, list)
+            assert len(cut) > 1
+            for each in cut:
+                verified(each)
+            out += cut
+    assert len(out) == len(packets)
+    for each in {flow(packet) for packet in packets}:
+        went_in = [same_identification(packet) for packet in packets if flow(packet) == each]
+        assert [same_identification(packet) for packet in out if flow(packet) == each] == went_in
+
+
+def same_identification(packet: bytes) -> bytes:
+    """With "don't fragment" the identification means nothing, and may change (RFC 6864)."""
+    if packet[0] >> 4 == 6 or not packet[6] & 0x40 or len(packet) < 20:
+        return packet
+    return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
+
+
+def data(number: int, *, port: int = 1, size: int = 100, **fields: object) -> bytes:
+    tcp = TCP(**({"sport": port, "dport": 2, "seq": number * size, "flags": "A"} | fields))
+    return built(IP(src="10.244.1.1", dst="10.244.2.1", id=number, flags="DF") / tcp / Raw(bytes(size)))
+
+
+def test_streams_are_put_together_side_by_side() -> None:
+    runs = coalesce([data(number, port=port) for number in range(20) for port in (1, 2, 3, 4)])
+    assert [len(run) for run in runs] == [10 + 40 + 20 * 100] * 4
+
+
+def test_an_acknowledgement_does_not_wait_for_the_data_of_others() -> None:
+    acknowledgement = built(IP(src="10.244.1.1", dst="10.244.2.1") / TCP(sport=9, dport=9, flags="A"))
+    assert coalesce([data(0), acknowledgement, data(1)])[0] == bytes(10) + acknowledgement
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        data(2),
+        data(1, ack=5),
+        data(1, window=9),
+        data(1, flags="EA"),
+        data(1, flags="CA"),
+        data(1, options=[("Timestamp", (1, 2))]),
+        data(1, size=101),
+        damaged(data(1), 8),
+        damaged(data(1), 99),
+    ],
+)
+def test_what_does_not_continue_the_run_is_not_put_to_it(second: bytes) -> None:
+    assert coalesce([data(0), second]) == [bytes(10) + data(0), bytes(10) + second]
+
+
+def test_cwr_belongs_to_the_first_segment_alone() -> None:
+    packets = segment(header(TCP4 | ECN, 100) + data(0, size=250, flags="CA"))
+    assert isinstance(packets, list)
+    assert [str(verified(packet)[TCP].flags) for packet in packets] == ["AC", "A", "A"]
+
+
+@pytest.mark.parametrize("make", [TCP, UDP])
+def test_a_checksum_is_completed(make: Callable[..., Packet]) -> None:
+    whole = built(IP(src="10.0.0.1", dst="10.0.0.2") / make(sport=1, dport=2) / Raw(b"odd"))
+    at = 36 if make is TCP else 26
+    pseudo = whole[12:20] + struct.pack("!HH", whole[9], len(whole) - 20)
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    partial = whole[:at] + struct.pack("!H", (total & 0xFFFF) + (total >> 16)) + whole[at + 2 :]
+    assert segment(header(flags=NEEDS_CHECKSUM, start=20, offset=at - 20) + partial) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("given_by_device", "reason"),
+    [
+        (b"", Drop.MALFORMED),
+        (header(), Drop.MALFORMED),
+        (header(flags=NEEDS_CHECKSUM, start=139, offset=1) + data(0), Drop.MALFORMED),
+        (header(flags=NEEDS_CHECKSUM, start=65535, offset=65535) + data(0), Drop.MALFORMED),
+        (header(TCP4, 0) + data(0), Drop.MALFORMED),
+        (header(USO, 10) + data(0), Drop.MALFORMED),
+        (header(3, 10) + data(0), Drop.UNSUPPORTED),
+        (header(TCP4, 10) + data(0, size=5)[:32] + b"\xf0" + data(0, size=5)[33:], Drop.MALFORMED),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given_by_device: bytes, reason: Drop) -> None:
+    assert segment(given_by_device) == reason
