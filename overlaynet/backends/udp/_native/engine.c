@@ -49,7 +49,7 @@ enum {
     HEADERS_BYTES = 4 * SEGMENTS * LARGEST_HEADERS,
     /* What is read out of the device in one burst lies here, closely packed. */
     ARENA_BYTES = 512 * 1024,
-    DATAGRAMS = 32,
+    DATAGRAMS = 8,
     /* Not a power of two, or all datagrams' headers would compete for one set of the cache. */
     DATAGRAM_BYTES = 65536 + 192,
     /* How many earlier messages of a burst a packet may join. */
