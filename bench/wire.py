@@ -128,7 +128,7 @@ def tunnel(path: str, namespaces: tuple[NetworkNamespace, ...], peers: int) -> I
         for process in processes:
             output, _ = process.communicate("")
             status = json.loads(output)
-            print(f"    {path}: drops {({k: v for k, v in status['drops'].items() if v})} {status['offloads']}")
+            print(f"    {path}: drops { ({k: v for k, v in status['drops'].items() if v}) } {status['offloads']}")
 
 
 def iperf(a: NetworkNamespace, b: NetworkNamespace, address: str, *options: str) -> dict:
@@ -142,9 +142,7 @@ def iperf(a: NetworkNamespace, b: NetworkNamespace, address: str, *options: str)
     return json.loads(result.stdout)
 
 
-def measure(
-    what: str, namespaces: tuple[NetworkNamespace, ...], address: str, seconds: int, rate: str
-) -> float:
+def measure(what: str, namespaces: tuple[NetworkNamespace, ...], address: str, seconds: int, rate: str) -> float:
     a, b = namespaces[:2] if address == str(UNDERLAYS[1]) else namespaces[2:]
     if what.startswith("tcp"):
         streams = what[3:]
@@ -193,7 +191,9 @@ def main() -> None:
                         results[path][what].append(found)
                 row = "  ".join(f"{what} {results[path][what][-1]:.4g}" for what in measures)
                 print(f"round {number + 1} {path:8} {row}", flush=True)
-    medians = {path: {what: statistics.median(values) for what, values in each.items()} for path, each in results.items()}
+    medians = {
+        path: {what: statistics.median(values) for what, values in each.items()} for path, each in results.items()
+    }
     print(f"\n{'path':8}" + "".join(f"{what:>18}" for what in measures) + "   (Mbit/s, kpps, ms; ratio to vxlan)")
     for path in paths:
         cells = []

@@ -115,6 +115,9 @@ class Backend(Driver):
     last :meth:`aclose`, which it may call at any point.
     """
 
+    node_settings: ClassVar[frozenset[str]] = frozenset()
+    """Names of keyword arguments that the constructor takes beside the options: what each node's settings decide."""
+
     @abc.abstractmethod
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Take what can be refused (ports, device names) before a lease is claimed; return what to publish with it.

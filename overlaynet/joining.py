@@ -11,8 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from overlaynet import network as documents
 from overlaynet import config, options
+from overlaynet import network as documents
 from overlaynet.drivers import Backend, Store
 from overlaynet.errors import ConfigError, StoreUnavailable
 from overlaynet.health import REMINDER, Health
@@ -72,7 +72,10 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
     backend_class = plugins.driver("backend", name)
     where = f"backend {name} of the network document"
     parsed = options.parse(backend_class.Options, network.backend_options, where)
-    backend: Backend = backend_class(parsed, **config.backend_arguments(settings, name))
+    arguments = config.backend_arguments(settings, name)
+    # Another class may stand in for a built-in backend, and know nothing of its settings.
+    known = {argument: arguments[argument] for argument in backend_class.node_settings & arguments.keys()}
+    backend: Backend = backend_class(parsed, **known)
     return backend
 
 

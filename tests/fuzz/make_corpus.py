@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
@@ -19,10 +20,11 @@ def ips(number: int) -> list[Packet]:
     return [IP(src="10.244.2.1", dst="10.244.1.1", id=number, flags="DF"), IPv6(src="fd00:2::1", dst="fd00:1::1")]
 
 
-def stream(version: int, count: int, size: int, **fields: object) -> bytes:
+def stream(version: int, count: int, size: int, **fields: Any) -> bytes:
     made = b""
     for number in range(count):
-        tcp = TCP(**({"sport": 1, "dport": 2, "seq": number * size, "flags": "A"} | fields))
+        given: dict[str, Any] = {"sport": 1, "dport": 2, "seq": number * size, "flags": "A"} | fields
+        tcp = TCP(**given)
         made += entry(ips(number)[version] / tcp / Raw(bytes(size)))
     return made
 

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,11 @@ from overlaynet.backends.udp.engine import Drop
 
 NEEDS_CHECKSUM = 1
 NONE, TCP4, TCP6, USO, ECN = 0, 1, 4, 5, 0x80
-OPTIONS = ([], [("Timestamp", (7, 9)), ("NOP", None), ("NOP", None)], [("NOP", None), ("NOP", None), ("SAck", (1, 2))])
+OPTIONS: tuple[list[Any], ...] = (
+    [],
+    [("Timestamp", (7, 9)), ("NOP", None), ("NOP", None)],
+    [("NOP", None), ("NOP", None), ("SAck", (1, 2))],
+)
 
 
 def header(kind: int = NONE, size: int = 0, *, flags: int = 0, start: int = 0, offset: int = 0) -> bytes:
@@ -40,16 +45,18 @@ def verified(packet: bytes) -> Packet:
     return read
 
 
-def ip(version: int, **fields: int) -> Packet:
+def ip(version: int, **fields: Any) -> Packet:
     if version == 6:
         return IPv6(src="fd00:1::1", dst="fd00:2::2", hlim=fields.get("ttl", 64), tc=fields.get("tos", 0))
     return IP(src="10.244.1.96", dst="10.244.2.194", **fields)
 
 
 VERSIONS = st.sampled_from([4, 6])
-PAYLOADS = st.integers(1, 9000).flatmap(lambda size: st.binary(min_size=min(size, 64), max_size=64).map(
-    lambda seed: (seed * (size // len(seed) + 1))[:size]
-))
+PAYLOADS = st.integers(1, 9000).flatmap(
+    lambda size: st.binary(min_size=min(size, 64), max_size=64).map(
+        lambda seed: (seed * (size // len(seed) + 1))[:size]
+    )
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -63,8 +70,15 @@ PAYLOADS = st.integers(1, 9000).flatmap(lambda size: st.binary(min_size=min(size
     options=st.sampled_from(OPTIONS),
     tos=st.integers(0, 255),
 )
-def test_tcp_is_cut_as_the_sender_would_and_put_together_again(
-    version: int, payload: bytes, size: int, sequence: int, identification: int, flags: str, options: list, tos: int
+def test_tcp_is_cut_as_the_sender_would_and_put_together_again(  # noqa: PLR0917
+    version: int,
+    payload: bytes,
+    size: int,
+    sequence: int,
+    identification: int,
+    flags: str,
+    options: list[Any],
+    tos: int,
 ) -> None:
     tcp = TCP(sport=5201, dport=40000, seq=sequence, ack=77, flags=flags, window=501, options=options)
     whole = built(ip(version, id=identification, tos=tos, flags="DF", ttl=63) / tcp / Raw(payload))
@@ -182,8 +196,9 @@ def same_identification(packet: bytes) -> bytes:
     return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
 
 
-def data(number: int, *, port: int = 1, size: int = 100, **fields: object) -> bytes:
-    tcp = TCP(**({"sport": port, "dport": 2, "seq": number * size, "flags": "A"} | fields))
+def data(number: int, *, port: int = 1, size: int = 100, **fields: Any) -> bytes:
+    given: dict[str, Any] = {"sport": port, "dport": 2, "seq": number * size, "flags": "A"} | fields
+    tcp = TCP(**given)
     return built(IP(src="10.244.1.1", dst="10.244.2.1", id=number, flags="DF") / tcp / Raw(bytes(size)))
 
 

@@ -83,9 +83,9 @@ class UdpBackend(Backend):
 
     Options: ClassVar[type[UdpOptions]] = UdpOptions
     options: UdpOptions
+    # The engine ("native", "python", or "auto" for the native one if it was built), and its offloads ("auto" or "off").
+    node_settings: ClassVar[frozenset[str]] = frozenset(("engine", "offload"))
 
-    # What this node's settings say beside the document: the engine ("native", "python", or "auto" for the native one if it
-    # was built) and its offloads ("auto" or "off").
     def __init__(self, options: UdpOptions, *, engine: str = "auto", offload: str = "auto") -> None:
         super().__init__(options)
         self._engine_name = engine

@@ -1,0 +1,212 @@
+"""What only the native engine does: packets behind the header of IFF_VNET_HDR, IPv6, ECN; socket pairs stand for devices."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
+from scapy.packet import Packet, Raw
+
+from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
+from overlaynet.model import Subnets
+
+PATIENCE = 20.0
+OWN = Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:1::/64"))
+SECOND = Subnets(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:2::/64"))
+PLAIN = bytes(10)
+TSO4 = struct.pack("=BBHHHH", 1, 1, 0, 1000, 20, 16)
+
+
+class Rig:
+    def __init__(self, *, offload: bool = True, header: bool = True) -> None:
+        with contextlib.ExitStack() as stack:
+            tun, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(tun).setblocking(False)
+            stack.enter_context(self.kernel).settimeout(PATIENCE)
+            self.wire, self.peer = (
+                stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)
+            )
+            self.wire.bind(("127.0.0.1", 0))
+            self.wire.setblocking(False)
+            self.peer.bind(("127.0.0.2", 0))
+            self.peer.settimeout(PATIENCE)
+            self.peer.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            address, port = self.peer.getsockname()
+            table = PeerTable(OWN, (EnginePeer(SECOND, ip_address(address), port),))
+            self.engine = NativeEngine(
+                tun.fileno(), [self.wire.fileno()], 1472, table, offload=offload, device_header=header
+            )
+            stack.callback(self.engine.close)
+            thread = threading.Thread(target=self.engine.run)
+            thread.start()
+            stack.callback(thread.join, PATIENCE)
+            stack.callback(self.engine.stop)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def drops(self) -> dict[Drop, int]:
+        return {reason: count for reason, count in self.engine.counters().drops.items() if count}
+
+    def eventually_dropped(self, expected: dict[Drop, int]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self.drops() != expected:
+            assert time.monotonic() < deadline, self.drops()
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.close()
+
+
+def built(packet: Packet) -> bytes:
+    return bytes(packet)
+
+
+def stream(size: int, destination: str = "10.244.2.194") -> bytes:
+    return built(IP(src="10.244.1.96", dst=destination) / TCP(sport=1, dport=2, flags="PA") / Raw(bytes(size)))
+
+
+def test_a_run_of_segments_is_cut(rig: Rig) -> None:
+    rig.kernel.send(TSO4 + stream(64000))
+    packets = [IP(rig.peer.recv(65535)) for _ in range(64)]
+    assert [packet[TCP].seq for packet in packets] == [number * 1000 for number in range(64)]
+    assert all(len(packet) == 1040 for packet in packets)
+    assert [str(packet[TCP].flags) for packet in packets] == ["A"] * 63 + ["PA"]
+    counters = rig.engine.counters().peers[SECOND]
+    assert (counters.sent_packets, counters.sent_bytes) == (64, 64 * 1040)
+
+
+def test_single_packets_of_a_burst_arrive_in_order_whatever_their_sizes(rig: Rig) -> None:
+    sizes = [100, 100, 100, 60, 100, 100, 0, 0, 200, 199, 200] * 4
+    sent = [
+        built(IP(src="10.244.1.96", dst="10.244.2.1", id=number) / UDP(sport=1, dport=2) / Raw(bytes(size)))
+        for number, size in enumerate(sizes)
+    ]
+    for packet in sent:
+        rig.kernel.send(PLAIN + packet)
+    assert [rig.peer.recv(65535) for _ in sent] == sent
+
+
+def test_without_offloads_each_packet_goes_alone() -> None:
+    rig = Rig(offload=False, header=False)
+    try:
+        rig.kernel.send(stream(1000))
+        assert rig.peer.recv(65535) == stream(1000)
+        assert set(rig.engine.counters().offloads.values()) == {"off"}
+    finally:
+        rig.close()
+
+
+def test_runs_off_the_wire_reach_the_device_as_one(rig: Rig) -> None:
+    first = IP(src="10.244.2.1", dst="10.244.1.1", flags="DF", id=1) / UDP(sport=1, dport=2) / Raw(bytes(500))
+    segments = [built(first.__class__(built(first))) for _ in range(10)]
+    udp_segment = 103
+    size = struct.pack("H", len(segments[0]))
+    rig.peer.sendmsg([b"".join(segments)], [(socket.IPPROTO_UDP, udp_segment, size)], 0, rig.wire.getsockname())
+    got = rig.kernel.recv(65535)
+    assert got[1] == 5
+    assert len(got) == 10 + 28 + 10 * 500
+    counters = rig.engine.counters().peers[SECOND]
+    assert (counters.received_packets, counters.received_bytes) == (10, 5280)
+
+
+def test_each_packet_of_a_run_is_looked_at(rig: Rig) -> None:
+    def made(source: str, destination: str) -> bytes:
+        return built(IP(src=source, dst=destination) / UDP(sport=1, dport=2) / Raw(bytes(72)))
+
+    packets = [
+        made("10.244.2.1", "10.244.1.1"),
+        made("10.244.3.1", "10.244.1.1"),
+        made("10.244.2.1", "10.244.3.1"),
+        bytes(100),
+        made("10.244.2.2", "10.244.1.1"),
+    ]
+    rig.peer.sendmsg([b"".join(packets)], [(socket.IPPROTO_UDP, 103, struct.pack("H", 100))], 0, rig.wire.getsockname())
+    assert {rig.kernel.recv(65535) for _ in range(2)} == {PLAIN + packets[0], PLAIN + packets[4]}
+    rig.eventually_dropped({Drop.SPOOFED_SOURCE: 1, Drop.FOREIGN_DESTINATION: 1, Drop.MALFORMED: 1})
+
+
+def test_a_run_for_nobody_is_answered_once_and_counted_by_packet(rig: Rig) -> None:
+    rig.kernel.send(TSO4 + stream(5000, "10.244.9.1"))
+    answer = rig.kernel.recv(65535)
+    assert answer[:10] == PLAIN
+    read = IP(answer[10:])
+    assert (read.src, read.dst, read[ICMP].type) == ("10.244.1.0", "10.244.1.96", 3)
+    assert IP(bytes(read[ICMP].payload)).len == 1040
+    rig.eventually_dropped({Drop.NO_ROUTE: 5})
+
+
+def test_segments_larger_than_the_mtu_are_dropped(rig: Rig) -> None:
+    rig.kernel.send(struct.pack("=BBHHHH", 1, 1, 0, 1433, 20, 16) + stream(2866))
+    rig.eventually_dropped({Drop.TOO_BIG: 2})
+
+
+def test_ipv6_inside_of_ipv4(rig: Rig) -> None:
+    there = built(IPv6(src="fd00:1::96", dst="fd00:2::194") / UDP(sport=1, dport=2) / Raw(b"there"))
+    rig.kernel.send(PLAIN + there)
+    assert rig.peer.recv(65535) == there
+    back = built(IPv6(src="fd00:2::194", dst="fd00:1::96") / UDP(sport=1, dport=2) / Raw(b"back"))
+    rig.peer.sendto(back, rig.wire.getsockname())
+    assert rig.kernel.recv(65535) == PLAIN + back
+    nowhere = built(IPv6(src="fd00:1::96", dst="fd00:9::1") / UDP(sport=1, dport=2) / Raw(bytes(1300)))
+    rig.kernel.send(PLAIN + nowhere)
+    answer = IPv6(rig.kernel.recv(65535)[10:])
+    assert (answer.src, answer.dst, len(answer)) == ("fd00:1::", "fd00:1::96", 1280)
+    told = answer[ICMPv6DestUnreach]
+    assert told.code == 0
+    given = told.cksum
+    del told.cksum
+    assert IPv6(bytes(answer))[ICMPv6DestUnreach].cksum == given
+    rig.eventually_dropped({Drop.NO_ROUTE: 1})
+
+
+@pytest.mark.parametrize("ecn", [0, 1, 2, 3])
+def test_ecn_is_copied_to_the_outer_header(rig: Rig, ecn: int) -> None:
+    rig.kernel.send(PLAIN + built(IP(src="10.244.1.96", dst="10.244.2.1", tos=0xB8 | ecn) / UDP() / Raw(b"x")))
+    _, control, _, _ = rig.peer.recvmsg(65535, 100)
+    assert control == [(socket.IPPROTO_IP, socket.IP_TOS, bytes([ecn]))]
+
+
+# RFC 6040, figure 4: inner, outer, and what leaves the tunnel.
+@pytest.mark.parametrize(
+    ("inner", "outer", "result"),
+    [
+        (0, 0, 0),
+        (0, 1, 0),
+        (0, 2, 0),
+        (0, 3, None),
+        (1, 0, 1),
+        (1, 1, 1),
+        (1, 2, 1),
+        (1, 3, 3),
+        (2, 0, 2),
+        (2, 1, 1),
+        (2, 2, 2),
+        (2, 3, 3),
+        (3, 0, 3),
+        (3, 1, 3),
+        (3, 2, 3),
+        (3, 3, 3),
+    ],
+)
+def test_ecn_of_the_outer_header_counts(rig: Rig, inner: int, outer: int, result: int | None) -> None:
+    packet = IP(src="10.244.2.1", dst="10.244.1.1", tos=0xB8 | inner) / UDP() / Raw(b"x")
+    rig.peer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, outer)
+    rig.peer.sendto(built(packet), rig.wire.getsockname())
+    if result is None:
+        rig.eventually_dropped({Drop.CONGESTION: 1})
+    else:
+        packet.tos = 0xB8 | result
+        assert rig.kernel.recv(65535) == PLAIN + built(packet)
