@@ -84,6 +84,7 @@ def host_panel(facts: HostFacts) -> RenderableType:
         device = Text.assemble((DEVICE, "bold"), f"  {', '.join(kind)}, ", (f"mtu {facts.mtu}", "bold"))
         device.append(f" = {facts.underlay_mtu} - {facts.underlay_mtu - (facts.mtu or 0)}", "dim")
     rows.add_row("device", device)
+    rows.add_row("engine", facts.engine)
     rows.add_row("container", facts.container)
     rows.add_row("routes", Text("ip route says, with those of the design marked:", "dim"))
     routes = [*(_route(line, facts.expected_routes) for line in facts.routes)]

@@ -29,6 +29,8 @@ class HostFacts:
     address: str
     subnet: str
     lease_seconds_left: int
+    engine: str
+    """Which packet engine carries its packets: ``native`` or ``python``."""
     container: str
     underlay_mtu: int
     link: Mapping[str, Any]
@@ -266,6 +268,7 @@ def _facts(host: Host) -> HostFacts:
         address=str(host.address.ip),
         subnet=subnet,
         lease_seconds_left=int(str(status.get("lease_seconds_left", 0))),
+        engine=str(_mapping(status.get("packets")).get("engine")),
         container=", ".join(str(container.address) for container in host.containers),
         underlay_mtu=host.lab.mtu,
         link=links[0] if links else {},
@@ -294,6 +297,12 @@ def _wrong(facts: HostFacts, host: Host) -> Iterator[str]:
 def is_route(line: str, destination: str, device: str) -> bool:
     """Whether a line of ``ip route`` is the route to that destination through that device."""
     return f"{line} ".startswith(f"{destination} dev {device} ")
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise OverlaynetError("the daemon's status does not tell of its packets")
+    return value
 
 
 def _list(value: object) -> list[object]:

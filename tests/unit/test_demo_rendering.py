@@ -142,7 +142,7 @@ def facts(**changes: Any) -> HostFacts:
     )
     expected = (("10.244.1.0/24", "cni0"), ("10.244.0.0/16", "overlay0"), ("172.16.130.0/24", "eth0"))
     host = HostFacts(
-        "host-a", "172.16.130.140", "10.244.1.0/24", 86399, "10.244.1.96/24", 1500, link, routes, expected, ()
+        "host-a", "172.16.130.140", "10.244.1.0/24", 86399, "native", "10.244.1.96/24", 1500, link, routes, expected, ()
     )
     return attrs.evolve(host, **changes)
 
