@@ -1,9 +1,11 @@
-# overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests. Both set up what they need.
+# overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures.
+# Each sets up what it needs.
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check bench setup clean
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
+# or to the bench: make bench ARGUMENTS="--rounds 5 --seconds 5"
 # What to hand to pytest: make test TESTS=tests/unit
 TESTS = tests
 
@@ -18,6 +20,10 @@ check: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench:
+	@scripts/setup bench
+	@.venv/bin/python bench/wire.py $(ARGUMENTS)
 
 setup:
 	@scripts/setup test
