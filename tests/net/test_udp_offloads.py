@@ -72,6 +72,7 @@ def tunnel(engines: tuple[str, str]) -> Iterator[tuple[list[NetworkNamespace], l
 def transfer(sender: NetworkNamespace, receiver: NetworkNamespace, address: str, streams: int = 3) -> None:
     """Send several streams at once, and compare what arrives."""
     with receiver.socket() as listener, contextlib.ExitStack() as stack:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of an earlier transfer, ends may linger
         listener.bind((address, 5000))
         listener.listen()
         listener.settimeout(PATIENCE)
