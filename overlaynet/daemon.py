@@ -143,9 +143,20 @@ class Daemon:
             texts=config.key_values(settings.router_option, "--router-option"),
         )
         path = Path(settings.subnet_file)
-        network = await joining.find_network(store, settings, plugins, self._health)
-        backend = joining.make_backend(plugins, network, settings)
-        underlay, identity = await self._find_underlay(network)
+        # Torn down in reverse: the subnet is given back only when nothing carries its packets any more.
+        stack.push_async_callback(self._release)
+        while True:
+            found = await joining.find_network(store, settings, plugins, self._health)
+            network = found.network
+            backend = joining.make_backend(plugins, network, settings)
+            underlay, identity = await self._find_underlay(network)
+            subnet_file.check_writable(path)
+            stack.push_async_callback(backend.aclose)
+            data = await backend.open(network, underlay)
+            if await joining.write_network(store, found, self._health):
+                break
+            await backend.aclose()
+        log.info("network found", extra=fields(network=network, backend=network.backend_type, store=store))
         log.info(
             "underlay chosen",
             extra=fields(
@@ -154,16 +165,12 @@ class Daemon:
                 public_ip=underlay.public_ipv4 if underlay.public_ipv4 is not None else underlay.public_ipv6,
             ),
         )
-        subnet_file.check_writable(path)
-        # Torn down in reverse: the subnet is given back only when nothing carries its packets any more.
-        stack.push_async_callback(self._release)
-        stack.push_async_callback(backend.aclose)
         request = LeaseRequest(
             node=settings.node or identity,
             run=secrets.token_hex(8),
             public_ipv4=underlay.public_ipv4,
             public_ipv6=underlay.public_ipv6,
-            data=await backend.open(network, underlay),
+            data=data,
             previous=subnet_file.read_previous(path),
         )
         lease, deadline = await joining.acquire(store, network, request, self._health)

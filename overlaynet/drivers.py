@@ -42,7 +42,7 @@ class Driver(abc.ABC):
     async def aclose(self) -> None:  # noqa: B027 - nothing to free is a fair default
         """Free everything that the driver holds; idempotent, and safe to call at any point of its life.
 
-        The core calls it exactly once for each driver it made, whatever happened before.
+        The core calls it at least once for each driver it made, whatever happened before.
         """
 
 

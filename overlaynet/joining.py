@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import attrs
+
 from overlaynet import config, options
 from overlaynet import network as documents
 from overlaynet.drivers import Backend, Store
@@ -33,33 +35,54 @@ STORE_TIMEOUT = 60.0
 """Seconds after which a store's driver that gives no answer is taken to be unavailable."""
 
 
-async def find_network(store: Store, settings: Settings, plugins: Plugins, health: Health) -> Network:
-    """Read the network document, which is created if the settings name a network, and waited for otherwise.
+@attrs.frozen
+class Found:
+    """The network that a node is to join."""
+
+    network: Network
+    unwritten: str | None = None
+    """The network document that the settings ask for, as the store has none yet."""
+
+
+async def find_network(store: Store, settings: Settings, plugins: Plugins, health: Health) -> Found:
+    """Read the network document, which is waited for unless the settings name a network. Nothing is written.
 
     :raises ConfigError: if it is wrong, or names another backend than the settings expect.
-    :raises PluginError: if its backend is not installed.
+    :raises PluginError: if the backend of the network that the settings name is not installed.
     """
-    created = False
+    wanted = None
     if settings.network is not None:
         document = json.dumps({"Network": settings.network, "Backend": {"Type": settings.backend or "udp"}})
-        make_backend(plugins, documents.parse(document), settings)  # nothing is written that no node could run
-        created = await ask(lambda: store.create_network(document), health)
-        if created:
-            log.info("network document created", extra=fields(network=settings.network, store=store))
-    text = await _wait_for_document(store, health)
+        wanted = documents.parse(document)
+        make_backend(plugins, wanted, settings)
+        text = await ask(store.read_network, health)
+        if text is None:
+            return Found(wanted, document)
+    else:
+        text = await _wait_for_document(store, health)
     try:
-        found = documents.parse(text)
+        network = documents.parse(text)
     except ConfigError as error:
         raise ConfigError(f"{error} (in the network document of {store})") from error
-    if settings.backend is not None and settings.backend != found.backend_type:
+    if settings.backend is not None and settings.backend != network.backend_type:
         raise ConfigError(
-            f"the network document of {store} names the backend {found.backend_type!r}, but this node expects "
+            f"the network document of {store} names the backend {network.backend_type!r}, but this node expects "
             f"{settings.backend!r}; change --backend, or the document with `overlaynet network set`"
         )
-    if settings.network is not None and not created and tuple(documents.parse(document)) != tuple(found):
-        log.warning("the network document names another network", extra=fields(document=found, flag=settings.network))
-    log.info("network found", extra=fields(network=found, backend=found.backend_type, store=store))
-    return found
+    if wanted is not None and tuple(wanted) != tuple(network):
+        log.warning("the network document names another network", extra=fields(document=network, flag=settings.network))
+    return Found(network)
+
+
+async def write_network(store: Store, found: Found, health: Health) -> bool:
+    """Write the network document if it is not written yet; ``False`` if another node was first: then find it anew."""
+    document = found.unwritten
+    if document is None:
+        return True
+    created = await ask(lambda: store.create_network(document), health)
+    if created:
+        log.info("network document created", extra=fields(network=found.network, store=store))
+    return created
 
 
 def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Backend:

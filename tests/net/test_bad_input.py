@@ -49,8 +49,9 @@ def refusal(host: Host, *arguments: str, iface: str = "eth0") -> str:
     return last.removeprefix("overlaynet: ")
 
 
-def leases(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "store").glob("subnets/*"))
+def written(tmp_path: Path) -> list[Path]:
+    """What was written to the store: lease records, and the network document, which bad input must not create either."""
+    return [*(tmp_path / "store").glob("subnets/*"), *(tmp_path / "store").glob("config")]
 
 
 NETWORK = ("--network", "10.244.0.0/16")
@@ -64,14 +65,14 @@ def test_a_port_in_use(host: Host, tmp_path: Path) -> None:
         "UDP port 8285 on 172.16.130.140 is in use by another program (flanneld, or another overlaynet?); stop it, or "
         "choose another Port in the network document's Backend"
     )
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_an_interface_that_does_not_exist(host: Host, tmp_path: Path) -> None:
     message = refusal(host, *store(tmp_path), *NETWORK, iface="eth7")
     assert "eth7" in message
     assert "eth0" in message, "what there is, is listed"
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_an_interface_without_an_address(host: Host, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_an_interface_without_an_address(host: Host, tmp_path: Path) -> None:
         host.namespace.ip("link delete bare")
     assert "bare" in message
     assert "address" in message
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_a_device_name_taken_by_something_else(host: Host, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_device_name_taken_by_something_else(host: Host, tmp_path: Path) -> No
     finally:
         host.namespace.ip("link delete overlay0")
     assert message.startswith("the device name overlay0 is taken by another interface (bridge); delete that with")
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_exhausted_subnets(host: Host, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_subnet_file_that_cannot_be_written(host: Host, tmp_path: Path) -> Non
     message = refusal(host, *store(tmp_path), *NETWORK, "--subnet-file", str(file / "subnet.env"))
     assert message.startswith(f"the subnet file {file}/subnet.env cannot be written: ")
     assert message.endswith("; choose another with --subnet-file")
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_malformed_json_in_the_store(host: Host, lab: Lab) -> None:
@@ -133,7 +134,7 @@ def test_no_permission_for_a_device(host: Host, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == (
         "overlaynet: making a TUN device needs root, or the capability CAP_NET_ADMIN; run overlaynet with it"
     )
-    assert not leases(tmp_path)
+    assert not written(tmp_path)
 
 
 def test_an_etcd_that_does_not_answer_is_waited_for_and_mentioned(host: Host) -> None:

@@ -518,6 +518,14 @@ async def test_a_backend_that_refuses_ends_it_before_a_lease_is_claimed(lab: Lab
     assert not node.subnet_file.exists()
 
 
+async def test_the_document_is_not_created_by_a_node_that_cannot_start(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    node = lab.start(network="10.244.0.0/16", drivers=RefusingDrivers())
+    with pytest.raises(BackendError, match="UDP port 8285 is in use"):
+        await node.task
+    assert await MemoryStore(table=lab.table).read_network() is None
+
+
 async def test_a_backend_that_fails_later_ends_the_daemon_and_takes_the_rest_down(lab: Lab) -> None:
     node = lab.start()
     await node.ready()
