@@ -37,17 +37,17 @@ def overlaynet_cli(commands: Commands) -> None:
 
 @hookspec
 def overlaynet_lease_acquired(lease: Lease) -> None:
-    """The node holds ``lease`` now: at start, or again after it was lost."""
+    """The node holds ``lease`` now; called once, at the start."""
 
 
 @hookspec
 def overlaynet_lease_renewed(lease: Lease) -> None:
-    """The store has granted ``lease`` its whole lifetime again."""
+    """The store has granted ``lease`` its whole lifetime again; also after its record had vanished and was taken back."""
 
 
 @hookspec
 def overlaynet_lease_lost(lease: Lease, reason: str) -> None:
-    """The node no longer holds ``lease``; it tries to take it back, or ends."""
+    """Another node or process holds ``lease``'s subnets now, so they cannot be taken back: the daemon ends."""
 
 
 @hookspec
@@ -82,4 +82,4 @@ def overlaynet_recovered() -> None:
 
 @hookspec
 def overlaynet_stopping() -> None:
-    """The daemon begins to stop; called once, before anything is torn down."""
+    """The daemon was asked to stop; called once, before anything is torn down. Not called when it ends by an error."""
