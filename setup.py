@@ -9,10 +9,16 @@ SOURCES = "overlaynet/backends/udp/_native"
 # Optional: without a compiler the package installs all the same, and the engine in plain Python carries the packets.
 native = Extension(
     "overlaynet.backends.udp._native",
-    [f"{SOURCES}/{name}.c" for name in ("coalesce", "engine", "module", "packet", "segment", "table")],
-    depends=[f"{SOURCES}/{name}.h" for name in ("checksum", "coalesce", "engine", "packet", "segment", "table")],
+    [
+        f"{SOURCES}/{name}.c"
+        for name in ("coalesce", "engine", "module", "packet", "receive", "segment", "send", "table", "worker")
+    ],
+    depends=[
+        f"{SOURCES}/{name}.h" for name in ("checksum", "coalesce", "engine", "packet", "segment", "table", "worker")
+    ],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
-    extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread"],
     py_limited_api=True,
     optional=True,
 )

@@ -97,7 +97,8 @@ int main(int argc, char **argv)
     kernel = pair[1];
     wire = bound("127.0.0.1");
     far_end = bound("127.0.0.2");
-    engine = engine_new(device, &wire, 1, 1472, true, 0);
+    struct queue queue = {.tun = device, .sockets = {wire}, .socket_count = 1};
+    engine = engine_new(&queue, 1, 1472, true, 0);
     CHECK(engine != NULL);
     engine_set_table(engine, make(0));
     CHECK(pthread_create(&threads[0], NULL, carry, NULL) == 0 && pthread_create(&threads[1], NULL, flood, NULL) == 0);

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "overlaynet" / "backends" / "udp" / "_native"
 FUZZ = ROOT / "tests" / "fuzz"
 PURE = ("packet", "segment", "coalesce")
-ENGINE = (*PURE, "table", "engine")
+ENGINE = (*PURE, "table", "worker", "send", "receive", "engine")
 
 
 def build(program: Path, driver: str, parts: tuple[str, ...], *options: str) -> None:

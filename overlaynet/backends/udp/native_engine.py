@@ -32,6 +32,8 @@ class NativeEngine(Engine):
 
     :param tun: may be a device with ``IFF_VNET_HDR``, and is fast only if it is one.
     :param offload: False for one system call for each packet each way, as in flannel's published design.
+    :param more_queues: of a device with several queues (``IFF_MULTI_QUEUE``) the others, each with sockets of its own that
+        share addresses and ports with the first ones (``SO_REUSEPORT``). Each queue has a thread.
     :param device_header: whether packets of the device have the header of ``IFF_VNET_HDR``; by default the device is asked.
     """
 
@@ -44,12 +46,12 @@ class NativeEngine(Engine):
         mtu: int,
         table: PeerTable,
         *,
+        more_queues: Sequence[tuple[int, Sequence[int]]] = (),
         offload: bool = True,
         device_header: bool | None = None,
     ) -> None:
         self._engine = _native.Engine(
-            tun=tun,
-            sockets=tuple(sockets),
+            queues=tuple((device, tuple(each)) for device, each in [(tun, sockets), *more_queues]),
             mtu=mtu,
             offload=offload,
             device_header=-1 if device_header is None else device_header,

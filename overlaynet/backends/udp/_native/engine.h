@@ -1,4 +1,4 @@
-/* The packet engine: one loop between a TUN device and UDP sockets. See engine.py for what it promises. */
+/* The packet engine: workers between a TUN device and UDP sockets. See engine.py for what it promises. */
 #ifndef OVERLAYNET_ENGINE_H
 #define OVERLAYNET_ENGINE_H
 
@@ -16,16 +16,25 @@ struct offload_state {
     _Atomic uint64_t failures;
 };
 
-enum { SOCKETS = 2 };
+enum { SOCKETS = 2, WORKERS = 64 };
+
+/* What one worker serves: a queue of the device (IFF_MULTI_QUEUE), and sockets, at most one for each IP version. */
+struct queue {
+    int tun;
+    int sockets[SOCKETS];
+    unsigned socket_count;
+};
 
 /* How run ended. */
 enum { ENDED_STOPPED, ENDED_DEVICE_GONE, ENDED_FAILED };
 
-/* An engine on descriptors that stay the caller's. `offload` false: one packet in each system call. `device_header`: whether
- * each packet of the device is behind a struct offload_header; negative: ask the device. NULL with errno set. */
-struct engine *engine_new(int tun, const int *sockets, unsigned socket_count, uint32_t mtu, bool offload, int device_header);
+/* An engine with a worker for each of `count` queues, at most WORKERS, on descriptors that stay the caller's. `offload` false:
+ * one packet in each system call. `device_header`: whether each packet of the device is behind a struct offload_header;
+ * negative: ask the device. NULL with errno set. */
+struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t mtu, bool offload, int device_header);
 
-/* Carry packets until engine_stop. On an end of another kind, `*error` is an errno. */
+/* Carry packets until engine_stop, in this thread and, for all workers but the first, in threads of their own. On an end of
+ * another kind, `*error` is an errno. */
 int engine_run(struct engine *engine, int *error);
 
 /* Callable from any thread and from signal handlers. */
@@ -42,7 +51,8 @@ void engine_serves(const struct engine *engine, bool *v4, bool *v6);
 
 uint64_t engine_drops(const struct engine *engine, enum drop reason);
 uint64_t engine_unreachables(const struct engine *engine);
-const struct offload_state *engine_offload(const struct engine *engine, enum offload offload);
+/* An offload's state with the worker that is worst off, and the failures of all. */
+void engine_offload(const struct engine *engine, enum offload offload, int *state, int *reason, uint64_t *failures);
 
 /* Not while engine_run runs. */
 void engine_free(struct engine *engine);

@@ -29,30 +29,57 @@ static PyObject *engine_closed(void)
     return NULL;
 }
 
+static int read_descriptor(PyObject *number, int *descriptor)
+{
+    long value = PyLong_AsLong(number);
+    *descriptor = (int)value;
+    return value == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* A queue from (device, (socket, ...)). */
+static int read_queue(PyObject *item, struct queue *queue)
+{
+    PyObject *sockets;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a queue is a tuple of a descriptor and a tuple of descriptors");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "iO!", &queue->tun, &PyTuple_Type, &sockets))
+        return -1;
+    if (PyTuple_Size(sockets) > SOCKETS) {
+        PyErr_SetString(PyExc_ValueError, "a queue has at most one socket for each IP version");
+        return -1;
+    }
+    queue->socket_count = (unsigned)PyTuple_Size(sockets);
+    for (unsigned i = 0; i < queue->socket_count; i++)
+        if (read_descriptor(PyTuple_GetItem(sockets, i), &queue->sockets[i]) != 0)
+            return -1;
+    return 0;
+}
+
 static PyObject *engine_type_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"tun", "sockets", "mtu", "offload", "device_header", NULL};
-    int tun, offload, device_header, sockets[SOCKETS];
+    static char *names[] = {"queues", "mtu", "offload", "device_header", NULL};
+    int offload, device_header;
     unsigned mtu;
+    struct queue queues[WORKERS];
     PyObject *sequence;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iO!Ipi", names, &tun, &PyTuple_Type, &sequence, &mtu,
-                                     &offload, &device_header))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!Ipi", names, &PyTuple_Type, &sequence, &mtu, &offload,
+                                     &device_header))
         return NULL;
     Py_ssize_t count = PyTuple_Size(sequence);
-    if (count > SOCKETS) {
-        PyErr_SetString(PyExc_ValueError, "an engine takes at most one socket for each IP version");
+    if (count < 1 || count > WORKERS) {
+        PyErr_Format(PyExc_ValueError, "an engine has 1 to %d queues", WORKERS);
         return NULL;
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        sockets[i] = (int)PyLong_AsLong(PyTuple_GetItem(sequence, i));
-        if (PyErr_Occurred())
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (read_queue(PyTuple_GetItem(sequence, i), &queues[i]) != 0)
             return NULL;
-    }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     EngineObject *self = (EngineObject *)allocate(type, 0);
     if (self == NULL)
         return NULL;
-    self->engine = engine_new(tun, sockets, (unsigned)count, mtu, offload, device_header);
+    self->engine = engine_new(queues, (unsigned)count, mtu, offload, device_header);
     if (self->engine == NULL) {
         PyErr_SetFromErrno(PyExc_OSError);
         Py_DECREF(self);
@@ -242,9 +269,10 @@ static PyObject *engine_method_counters(PyObject *object, PyObject *unused)
             goto failed;
     }
     for (int offload = 0; offload < OFFLOADS; offload++) {
-        const struct offload_state *state = engine_offload(self->engine, offload);
-        PyObject *item = Py_BuildValue("(iiK)", atomic_load(&state->state), atomic_load(&state->reason),
-                                       load(&state->failures));
+        int state, reason;
+        uint64_t failures;
+        engine_offload(self->engine, offload, &state, &reason, &failures);
+        PyObject *item = Py_BuildValue("(iiK)", state, reason, (unsigned long long)failures);
         if (item == NULL || PyList_SetItem(offloads, offload, item) < 0)
             goto failed;
     }
