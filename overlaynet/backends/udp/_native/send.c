@@ -5,6 +5,7 @@
 #include "worker.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <unistd.h>
 
 static enum drop send_error(int error)
@@ -103,9 +104,9 @@ static bool may_join(const struct message *message, uint32_t ecn, uint32_t size)
            message->segments < SEGMENTS && message->bytes + size <= SEGMENTED_BYTES;
 }
 
-static void send_messages(struct worker *worker)
+/* Send the first messages. */
+static void send_first(struct worker *worker, uint32_t total)
 {
-    uint32_t total = worker->message_count;
     for (uint32_t i = 0; i < total; i++)
         address_message(&worker->messages[i], &worker->outgoing[i].msg_hdr, worker->messages[i].segments > 1);
     for (uint32_t i = 0; i < total;) {
@@ -134,8 +135,32 @@ static void send_messages(struct worker *worker)
                 offload_worked(worker, OFFLOAD_UDP_SEGMENT);
         }
     }
+}
+
+static void send_messages(struct worker *worker)
+{
+    send_first(worker, worker->message_count);
     worker->message_count = 0;
     worker->headers_used = 0;
+}
+
+/* Send all but the last message if more may join that: a run of 64 KiB fills one message and begins a second, which the
+ * next run, if it is there already, goes on with. */
+static void send_full_messages(struct worker *worker)
+{
+    uint32_t last = worker->message_count - 1;
+    struct message *tail = &worker->messages[last];
+    if (!may_join(tail, tail->ecn, tail->segment_size)) {
+        send_messages(worker);
+        return;
+    }
+    send_first(worker, last);
+    if (last > 0) {
+        struct message *kept = &worker->messages[0];
+        memcpy(kept, tail, offsetof(struct message, piece));
+        memcpy(kept->piece, tail->piece, tail->pieces * sizeof *tail->piece);
+    }
+    worker->message_count = 1;
 }
 
 /* Add a packet, in one piece or two, to what is to be sent. */
@@ -247,7 +272,7 @@ static void send_packet(struct worker *worker, const struct table *table, const 
         enqueue(worker, peer, ecn, (struct iovec){header, segments.header_length}, (struct iovec){payload, length});
     }
     /* A run is worth a send of its own, and what was read before it has waited long enough. */
-    send_messages(worker);
+    send_full_messages(worker);
 }
 
 int worker_send(struct worker *worker, const struct table *table)
