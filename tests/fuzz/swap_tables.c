@@ -1,5 +1,8 @@
 /* Swaps the engine's table as fast as possible under traffic in both directions, for ThreadSanitizer and AddressSanitizer:
- * `swap_tables SWAPS`. Socket pairs stand for the device; the underlay is the loopback. */
+ * `swap_tables SWAPS`. Socket pairs stand for the queues of the device; the underlay is the loopback. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -13,7 +16,8 @@
 #define CHECK(condition) do { if (!(condition)) { perror(#condition); abort(); } } while (0)
 
 static struct engine *engine;
-static int kernel, device, wire, far_end;
+enum { QUEUES = 2 };
+static int kernel[QUEUES], device[QUEUES], wire[QUEUES], far_end;
 static _Atomic bool over;
 
 static void *carry(void *unused)
@@ -42,24 +46,27 @@ static void *flood(void *unused)
     packet(in, 2, 1);
     struct sockaddr_in to;
     socklen_t size = sizeof to;
-    CHECK(getsockname(wire, (struct sockaddr *)&to, &size) == 0);
+    CHECK(getsockname(wire[0], (struct sockaddr *)&to, &size) == 0);
     while (!atomic_load(&over)) {
-        (void)!send(kernel, out, sizeof out, MSG_DONTWAIT);
         sendto(far_end, in, sizeof in, MSG_DONTWAIT, (struct sockaddr *)&to, size);
-        while (recv(kernel, sink, sizeof sink, MSG_DONTWAIT) > 0)
-            ;
+        for (int i = 0; i < QUEUES; i++) {
+            (void)!send(kernel[i], out, sizeof out, MSG_DONTWAIT);
+            while (recv(kernel[i], sink, sizeof sink, MSG_DONTWAIT) > 0)
+                ;
+        }
         while (recv(far_end, sink, sizeof sink, MSG_DONTWAIT) > 0)
             ;
     }
     return unused;
 }
 
-static int bound(const char *address)
+static int bound(const char *address, in_port_t port)
 {
-    struct sockaddr_in name = {.sin_family = AF_INET};
-    int made = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = port};
+    int yes = 1, made = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
     inet_pton(AF_INET, address, &name.sin_addr);
-    CHECK(made >= 0 && bind(made, (struct sockaddr *)&name, sizeof name) == 0);
+    CHECK(made >= 0 && setsockopt(made, SOL_SOCKET, SO_REUSEPORT, &yes, sizeof yes) == 0);
+    CHECK(bind(made, (struct sockaddr *)&name, sizeof name) == 0);
     return made;
 }
 
@@ -90,15 +97,23 @@ static struct table *make(unsigned number)
 int main(int argc, char **argv)
 {
     unsigned swaps = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1000;
-    int pair[2];
     pthread_t threads[2];
-    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
-    device = pair[0];
-    kernel = pair[1];
-    wire = bound("127.0.0.1");
-    far_end = bound("127.0.0.2");
-    struct queue queue = {.tun = device, .sockets = {wire}, .socket_count = 1};
-    engine = engine_new(&queue, 1, 1472, true, 0);
+    struct queue queues[QUEUES];
+    in_port_t port = 0;
+    for (int i = 0; i < QUEUES; i++) {
+        int pair[2];
+        struct sockaddr_in name;
+        socklen_t size = sizeof name;
+        CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
+        device[i] = pair[0];
+        kernel[i] = pair[1];
+        wire[i] = bound("127.0.0.1", port);
+        CHECK(getsockname(wire[i], (struct sockaddr *)&name, &size) == 0);
+        port = name.sin_port;
+        queues[i] = (struct queue){.tun = device[i], .sockets = {wire[i]}, .socket_count = 1};
+    }
+    far_end = bound("127.0.0.2", 0);
+    engine = engine_new(queues, QUEUES, 1472, true, 0);
     CHECK(engine != NULL);
     engine_set_table(engine, make(0));
     CHECK(pthread_create(&threads[0], NULL, carry, NULL) == 0 && pthread_create(&threads[1], NULL, flood, NULL) == 0);
@@ -116,9 +131,11 @@ int main(int argc, char **argv)
         if (reason != DROP_DEVICE_FAILED && reason != DROP_RECEIVE_FAILED)
             CHECK(engine_drops(engine, reason) == 0);
     engine_free(engine);
-    for (int i = 0; i < 2; i++)
-        close(pair[i]);
-    close(wire);
+    for (int i = 0; i < QUEUES; i++) {
+        close(kernel[i]);
+        close(device[i]);
+        close(wire[i]);
+    }
     close(far_end);
     return 0;
 }

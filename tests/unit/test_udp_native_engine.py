@@ -1,6 +1,7 @@
 """What only the native engine does: packets behind the header of IFF_VNET_HDR, IPv6, ECN; socket pairs stand for devices."""
 
 import contextlib
+import selectors
 import socket
 import struct
 import threading
@@ -13,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet, Raw
 
-from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine import DeviceGone, Drop, EnginePeer, PeerTable
 from overlaynet.backends.udp.native_engine import NativeEngine
 from overlaynet.model import Subnets
 
@@ -25,7 +26,7 @@ TSO4 = struct.pack("=BBHHHH", 1, 1, 0, 1000, 20, 16)
 
 
 class Rig:
-    def __init__(self, *, offload: bool = True, header: bool = True) -> None:
+    def __init__(self, *, offload: bool = True, header: bool = True, running: bool = True) -> None:
         with contextlib.ExitStack() as stack:
             tun, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(tun).setblocking(False)
@@ -44,11 +45,15 @@ class Rig:
                 tun.fileno(), [self.wire.fileno()], 1472, table, offload=offload, device_header=header
             )
             stack.callback(self.engine.close)
-            thread = threading.Thread(target=self.engine.run)
-            thread.start()
-            stack.callback(thread.join, PATIENCE)
-            stack.callback(self.engine.stop)
             self._stack = stack.pop_all()
+            if running:
+                self.run()
+
+    def run(self) -> None:
+        thread = threading.Thread(target=self.engine.run)
+        thread.start()
+        self._stack.callback(thread.join, PATIENCE)
+        self._stack.callback(self.engine.stop)
 
     def close(self) -> None:
         self._stack.close()
@@ -74,8 +79,9 @@ def built(packet: Packet) -> bytes:
     return bytes(packet)
 
 
-def stream(size: int, destination: str = "10.244.2.194") -> bytes:
-    return built(IP(src="10.244.1.96", dst=destination) / TCP(sport=1, dport=2, flags="PA") / Raw(bytes(size)))
+def stream(size: int, destination: str = "10.244.2.194", sequence: int = 0) -> bytes:
+    segment = TCP(sport=1, dport=2, seq=sequence, flags="PA")
+    return built(IP(src="10.244.1.96", dst=destination) / segment / Raw(bytes(size)))
 
 
 def test_a_run_of_segments_is_cut(rig: Rig) -> None:
@@ -86,6 +92,23 @@ def test_a_run_of_segments_is_cut(rig: Rig) -> None:
     assert [str(packet[TCP].flags) for packet in packets] == ["A"] * 63 + ["PA"]
     counters = rig.engine.counters().peers[SECOND]
     assert (counters.sent_packets, counters.sent_bytes) == (64, 64 * 1040)
+
+
+def test_the_last_segments_of_a_run_share_a_send_with_the_next_run() -> None:
+    """Three runs of 40 segments that are there already: 62 segments of 1040 bytes fit into one send."""
+    rig = Rig(running=False)
+    try:
+        rig.peer.setsockopt(socket.IPPROTO_UDP, 104, 1)  # UDP_GRO: what was sent at once is received at once
+        rig.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        for number in range(3):
+            rig.kernel.send(TSO4 + stream(40000, sequence=number * 40000))
+        rig.run()
+        sends = [rig.peer.recv(65535) for _ in range(2)]
+        assert [len(send) / 1040 for send in sends] == [62, 58]
+        packets = [IP(send[at : at + 1040]) for send in sends for at in range(0, len(send), 1040)]
+        assert [packet[TCP].seq for packet in packets] == [number * 1000 for number in range(120)]
+    finally:
+        rig.close()
 
 
 def test_single_packets_of_a_burst_arrive_in_order_whatever_their_sizes(rig: Rig) -> None:
@@ -210,3 +233,93 @@ def test_ecn_of_the_outer_header_counts(rig: Rig, inner: int, outer: int, result
     else:
         packet.tos = 0xB8 | result
         assert rig.kernel.recv(65535) == PLAIN + built(packet)
+
+
+class TestSeveralQueues:
+    """Two queues of a device, each with a socket: datagrams reach the one or the other by their sender."""
+
+    @pytest.fixture
+    def stack(self) -> Iterator[contextlib.ExitStack]:
+        with contextlib.ExitStack() as stack:
+            yield stack
+
+    def pair(self, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(near).setblocking(False)
+        stack.enter_context(far).settimeout(PATIENCE)
+        return near, far
+
+    def udp(self, stack: contextlib.ExitStack, address: str, port: int = 0) -> socket.socket:
+        made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((address, port))
+        made.settimeout(PATIENCE)
+        return made
+
+    def test_all_are_served_and_counted_together(self, stack: contextlib.ExitStack) -> None:
+        (near_1, far_1), (near_2, far_2) = self.pair(stack), self.pair(stack)
+        wires = [self.udp(stack, "127.0.0.1")]
+        port = wires[0].getsockname()[1]
+        wires.append(self.udp(stack, "127.0.0.1", port))
+        for wire in wires:
+            wire.setblocking(False)
+        peers = [self.udp(stack, "127.0.0.2") for _ in range(32)]
+        address, peer_port = peers[0].getsockname()
+        table = PeerTable(OWN, (EnginePeer(SECOND, ip_address(address), peer_port),))
+        engine = NativeEngine(
+            near_1.fileno(),
+            [wires[0].fileno()],
+            1472,
+            table,
+            more_queues=[(near_2.fileno(), [wires[1].fileno()])],
+            device_header=False,
+        )
+        stack.callback(engine.close)
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        stack.callback(thread.join, PATIENCE)
+        stack.callback(engine.stop)
+
+        out = built(IP(src="10.244.1.96", dst="10.244.2.194") / UDP(sport=1, dport=2) / Raw(b"out"))
+        for far in (far_1, far_2):
+            far.send(out)
+            assert peers[0].recv(65535) == out
+        back = built(IP(src="10.244.2.194", dst="10.244.1.96") / UDP(sport=2, dport=1) / Raw(b"back"))
+        for (
+            peer
+        ) in peers:  # of 32 ports, some are hashed to each socket; that all are to one is as likely as 1 in 2 ** 31
+            peer.sendto(back, ("127.0.0.1", port))
+        selector = selectors.DefaultSelector()
+        stack.callback(selector.close)
+        for far in (far_1, far_2):
+            selector.register(far, selectors.EVENT_READ)
+        arrived = {far_1: 0, far_2: 0}
+        while sum(arrived.values()) < len(peers):
+            ready = selector.select(PATIENCE)
+            assert ready, arrived
+            for key, _ in ready:
+                readable = key.fileobj
+                assert isinstance(readable, socket.socket)
+                assert readable.recv(65535) == back
+                arrived[readable] += 1
+        assert all(arrived.values())
+        counters = engine.counters()
+        assert counters.peers[SECOND].sent_packets == 2
+        assert counters.peers[SECOND].received_packets == 32
+        assert not any(counters.drops.values())
+
+    def test_one_that_ends_ends_all(self, stack: contextlib.ExitStack) -> None:
+        (near_1, _), (near_2, far_2) = self.pair(stack), self.pair(stack)
+        engine = NativeEngine(
+            near_1.fileno(), [], 1472, PeerTable(OWN), more_queues=[(near_2.fileno(), [])], device_header=False
+        )
+        stack.callback(engine.close)
+        far_2.close()
+        with pytest.raises(DeviceGone):
+            engine.run()
+
+    def test_there_is_at_least_one_and_each_has_a_socket_for_a_version_at_most(self) -> None:
+        with pytest.raises(ValueError, match="1 to 64 queues"):
+            NativeEngine(0, [], 1472, PeerTable(OWN), more_queues=[(0, [])] * 64)
+        with pytest.raises(ValueError, match="one socket for each IP version"):
+            NativeEngine(0, [1, 2, 3], 1472, PeerTable(OWN))
