@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import TypeAlias
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -23,12 +24,15 @@ OWN = Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:1::/64"))
 SECOND = Subnets(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:2::/64"))
 PLAIN = bytes(10)
 TSO4 = struct.pack("=BBHHHH", 1, 1, 0, 1000, 20, 16)
+Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
 
 class Rig:
-    def __init__(self, *, offload: bool = True, header: bool = True, running: bool = True) -> None:
+    def __init__(
+        self, *, offload: bool = True, header: bool = True, running: bool = True, device: Pair | None = None
+    ) -> None:
         with contextlib.ExitStack() as stack:
-            tun, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            tun, self.kernel = device or socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(tun).setblocking(False)
             stack.enter_context(self.kernel).settimeout(PATIENCE)
             self.wire, self.peer = (
@@ -75,13 +79,24 @@ def rig() -> Iterator[Rig]:
     made.close()
 
 
+def udp_pair() -> Pair:
+    near, far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for end in (near, far):
+        end.bind(("127.0.0.1", 0))
+    near.connect(far.getsockname())
+    far.connect(near.getsockname())
+    return near, far
+
+
 def built(packet: Packet) -> bytes:
     return bytes(packet)
 
 
-def stream(size: int, destination: str = "10.244.2.194", sequence: int = 0) -> bytes:
-    segment = TCP(sport=1, dport=2, seq=sequence, flags="PA")
-    return built(IP(src="10.244.1.96", dst=destination) / segment / Raw(bytes(size)))
+def stream(
+    size: int, destination: str = "10.244.2.194", *, source: str = "10.244.1.96", sequence: int = 0, flags: str = "PA"
+) -> bytes:
+    segment = TCP(sport=1, dport=2, seq=sequence, flags=flags)
+    return built(IP(src=source, dst=destination, flags="DF") / segment / Raw(bytes(size)))
 
 
 def test_a_run_of_segments_is_cut(rig: Rig) -> None:
@@ -107,6 +122,29 @@ def test_the_last_segments_of_a_run_share_a_send_with_the_next_run() -> None:
         assert [len(send) / 1040 for send in sends] == [62, 58]
         packets = [IP(send[at : at + 1040]) for send in sends for at in range(0, len(send), 1040)]
         assert [packet[TCP].seq for packet in packets] == [number * 1000 for number in range(120)]
+    finally:
+        rig.close()
+
+
+def test_packets_that_the_device_refuses_as_a_run_are_written_one_by_one() -> None:
+    """A UDP socket stands for the device, and says EMSGSIZE to more than 65507 bytes."""
+    rig = Rig(running=False, device=udp_pair())
+    try:
+        sent = [
+            stream(1423, "10.244.1.96", source="10.244.2.194", sequence=number * 1423, flags="A")
+            for number in range(46)
+        ]
+        whole_run = len(PLAIN) + 40 + 46 * 1423
+        assert whole_run > 65507
+        for part in (sent[:44], sent[44:]):
+            control = (socket.IPPROTO_UDP, 103, struct.pack("=H", 1463))  # UDP_SEGMENT
+            rig.peer.sendmsg([b"".join(part)], [control], 0, rig.wire.getsockname())
+        rig.run()
+        assert [rig.kernel.recv(65535) for _ in sent] == [PLAIN + packet for packet in sent]
+        counters = rig.engine.counters()
+        assert counters.offloads["tun_tcp"] == "failing: EMSGSIZE (1 times)"
+        assert counters.peers[SECOND].received_packets == 46
+        assert not any(counters.drops.values())
     finally:
         rig.close()
 
