@@ -1,4 +1,4 @@
-"""What only the native engine does: packets behind the header of IFF_VNET_HDR, IPv6, ECN; socket pairs stand for devices."""
+"""What only the native engine does: packets behind the header of IFF_VNET_HDR, runs of them; socket pairs stand for devices."""
 
 import contextlib
 import selectors
@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import DeviceGone, Drop, EnginePeer, PeerTable
@@ -42,7 +41,6 @@ class Rig:
             self.wire.setblocking(False)
             self.peer.bind(("127.0.0.2", 0))
             self.peer.settimeout(PATIENCE)
-            self.peer.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
             address, port = self.peer.getsockname()
             table = PeerTable(OWN, (EnginePeer(SECOND, ip_address(address), port),))
             self.engine = NativeEngine(
@@ -212,65 +210,6 @@ def test_a_run_for_nobody_is_answered_once_and_counted_by_packet(rig: Rig) -> No
 def test_segments_larger_than_the_mtu_are_dropped(rig: Rig) -> None:
     rig.kernel.send(struct.pack("=BBHHHH", 1, 1, 0, 1433, 20, 16) + stream(2866))
     rig.eventually_dropped({Drop.TOO_BIG: 2})
-
-
-def test_ipv6_inside_of_ipv4(rig: Rig) -> None:
-    there = built(IPv6(src="fd00:1::96", dst="fd00:2::194") / UDP(sport=1, dport=2) / Raw(b"there"))
-    rig.kernel.send(PLAIN + there)
-    assert rig.peer.recv(65535) == there
-    back = built(IPv6(src="fd00:2::194", dst="fd00:1::96") / UDP(sport=1, dport=2) / Raw(b"back"))
-    rig.peer.sendto(back, rig.wire.getsockname())
-    assert rig.kernel.recv(65535) == PLAIN + back
-    nowhere = built(IPv6(src="fd00:1::96", dst="fd00:9::1") / UDP(sport=1, dport=2) / Raw(bytes(1300)))
-    rig.kernel.send(PLAIN + nowhere)
-    answer = IPv6(rig.kernel.recv(65535)[10:])
-    assert (answer.src, answer.dst, len(answer)) == ("fd00:1::", "fd00:1::96", 1280)
-    told = answer[ICMPv6DestUnreach]
-    assert told.code == 0
-    given = told.cksum
-    del told.cksum
-    assert IPv6(bytes(answer))[ICMPv6DestUnreach].cksum == given
-    rig.eventually_dropped({Drop.NO_ROUTE: 1})
-
-
-@pytest.mark.parametrize("ecn", [0, 1, 2, 3])
-def test_ecn_is_copied_to_the_outer_header(rig: Rig, ecn: int) -> None:
-    rig.kernel.send(PLAIN + built(IP(src="10.244.1.96", dst="10.244.2.1", tos=0xB8 | ecn) / UDP() / Raw(b"x")))
-    _, control, _, _ = rig.peer.recvmsg(65535, 100)
-    assert control == [(socket.IPPROTO_IP, socket.IP_TOS, bytes([ecn]))]
-
-
-# RFC 6040, figure 4: inner, outer, and what leaves the tunnel.
-@pytest.mark.parametrize(
-    ("inner", "outer", "result"),
-    [
-        (0, 0, 0),
-        (0, 1, 0),
-        (0, 2, 0),
-        (0, 3, None),
-        (1, 0, 1),
-        (1, 1, 1),
-        (1, 2, 1),
-        (1, 3, 3),
-        (2, 0, 2),
-        (2, 1, 1),
-        (2, 2, 2),
-        (2, 3, 3),
-        (3, 0, 3),
-        (3, 1, 3),
-        (3, 2, 3),
-        (3, 3, 3),
-    ],
-)
-def test_ecn_of_the_outer_header_counts(rig: Rig, inner: int, outer: int, result: int | None) -> None:
-    packet = IP(src="10.244.2.1", dst="10.244.1.1", tos=0xB8 | inner) / UDP() / Raw(b"x")
-    rig.peer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, outer)
-    rig.peer.sendto(built(packet), rig.wire.getsockname())
-    if result is None:
-        rig.eventually_dropped({Drop.CONGESTION: 1})
-    else:
-        packet.tos = 0xB8 | result
-        assert rig.kernel.recv(65535) == PLAIN + built(packet)
 
 
 class TestSeveralQueues:

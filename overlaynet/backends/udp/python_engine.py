@@ -6,17 +6,18 @@ import errno
 import os
 import select
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import IPv4Network
 from typing import TypeAlias, TypeVar
 
 import attrs
 
 from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, PeerCounters, PeerTable
-from overlaynet.backends.udp.packets import Refused, addresses, unreachable
-from overlaynet.model import Subnets
+from overlaynet.backends.udp.packets import addresses, congestion_mark, decapsulate, unreachable
+from overlaynet.model import IPNetwork, Subnets
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ _BURST = 64
 """Packets taken from one direction before the other, and control, have their turn."""
 _LARGEST = 65535
 """Bytes in the largest IP packet, so that no read cuts one short."""
+_MOST_FLOWS = 4096
+"""Pairs of addresses whose peer is remembered, for each direction; past that, all are looked up again."""
 _UNREACHABLES_PER_SECOND = 1000
 _UNREACHABLES_AT_ONCE = 100
 
@@ -40,18 +43,38 @@ _SEND_ERRORS = {
     errno.ECONNREFUSED: Drop.SEND_UNREACHABLE,
 }
 
+# The outer header's type of service, or traffic class, comes beside each datagram: a byte over IPv4, an int over IPv6.
+_CONTROL_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
+_LOWEST_BYTE = 0 if sys.byteorder == "little" else -1
+
+
+class _Wire:
+    """A socket, and how to mark what it sends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.socket = socket.socket(fileno=descriptor)
+        self.socket.setblocking(False)
+        if self.socket.family == socket.AF_INET:
+            self.version, level, option, receive = 4, socket.IPPROTO_IP, socket.IP_TOS, socket.IP_RECVTOS
+        else:
+            self.version, level, option, receive = 6, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, socket.IPV6_RECVTCLASS
+        self.socket.setsockopt(level, receive, 1)
+        self.marks = [[(level, option, struct.pack("i", mark))] for mark in range(4)]
+        """For each value of the ECN bits: what makes ``sendmsg`` put them into the outer header."""
+
 
 @attrs.frozen(eq=False)
 class _Peer:
     """Where packets for a subnet go; this node itself stands in the tables too, without a place to send to."""
 
     counters: PeerCounters
-    send: Callable[[bytes, tuple[str, int]], int] | None = None
+    wire: _Wire | None = None
     endpoint: tuple[str, int] = ("", 0)
 
 
-Prefixes: TypeAlias = tuple[tuple[int, Mapping[int, T]], ...]
-"""For each prefix length, longest first: how far to shift an address to the right, and who has the prefix that is left."""
+Prefixes: TypeAlias = Mapping[int, tuple[tuple[int, Mapping[int, T]], ...]]
+"""For each size of address (4 or 16 bytes) and prefix length, longest first: how far to shift an address to the right, and
+who has the prefix that is left."""
 
 
 @attrs.frozen
@@ -66,23 +89,24 @@ class _Table:
     """For each peer address: what may come from it."""
     counters: Mapping[Subnets, PeerCounters]
     peer_table: PeerTable
+    sent: dict[bytes, tuple[_Peer, _Wire]] = attrs.field(factory=dict)
+    """By source and destination: where packets went that went anywhere."""
+    received: dict[tuple[str, bytes], _Peer] = attrs.field(factory=dict)
+    """By peer address, source and destination: whose packets were delivered."""
 
 
 class PythonEngine(Engine):
-    """Carries IPv4 packets over an IPv4 or IPv6 underlay."""
+    """Carries IPv4 and IPv6 packets over an IPv4 or IPv6 underlay; of each version, if this node has a subnet of it."""
 
     name = "python"
 
     def __init__(self, tun: int, sockets: Sequence[int], mtu: int, table: PeerTable) -> None:
         self._tun = tun
         self._mtu = mtu
-        self._sockets = [socket.socket(fileno=descriptor) for descriptor in sockets]
-        for each in self._sockets:
-            each.setblocking(False)
+        self._wires = [_Wire(descriptor) for descriptor in sockets]
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
         self._closed = False
-        self._buffer = bytearray(_LARGEST)
         self._drops = [0] * len(Drop)
         self._unreachables_sent = 0
         self._unreachables_allowed = TokenBucket(_UNREACHABLES_PER_SECOND, _UNREACHABLES_AT_ONCE)
@@ -91,7 +115,7 @@ class PythonEngine(Engine):
     def run(self) -> None:
         """See :meth:`Engine.run`."""
         poller = select.poll()
-        sockets = {each.fileno(): each for each in self._sockets}
+        sockets = {wire.socket.fileno(): wire.socket for wire in self._wires}
         for descriptor in (self._tun, self._wake, *sockets):
             poller.register(descriptor, select.POLLIN)
         while True:
@@ -130,15 +154,16 @@ class PythonEngine(Engine):
                 return
             self._closed = True
             os.close(self._wake)
-        for each in self._sockets:
-            each.detach()
+        for wire in self._wires:
+            wire.socket.detach()
 
-    # The packet path. Names that every packet needs are made local first: a look-up less is a tenth of a microsecond.
+    # The packet path. Names that every packet needs are made local first, and what was found out about a pair of addresses
+    # is remembered as long as the table is: to look it up anew would take a third of the time that Python needs here.
 
     def _send_burst(self) -> None:
         """Take packets out of the device and send them, until there is none or the burst is full."""
-        table, tun, mtu, drops = self._table, self._tun, self._mtu, self._drops
-        destinations, read = table.destinations, os.read
+        table, tun, mtu, drops, read = self._table, self._tun, self._mtu, self._drops, os.read
+        known = table.sent
         for _ in range(_BURST):
             try:
                 packet = read(tun, _LARGEST)
@@ -147,21 +172,20 @@ class PythonEngine(Engine):
             except OSError as error:
                 raise DeviceGone(str(error)) from error
             size = len(packet)
-            try:
-                _, destination = addresses(packet, size)
-            except Refused as refused:
-                drops[refused.reason] += 1
+            pair = addresses(packet)
+            found = known.get(pair) or self._find_way(table, packet, pair)
+            if found is None:
                 continue
             if size > mtu:
                 drops[Drop.TOO_BIG] += 1
                 continue
-            peer = longest_match(destinations, destination)
-            if peer is None or peer.send is None:
-                drops[Drop.NO_ROUTE] += 1
-                self._answer(packet, table)
-                continue
+            peer, wire = found
+            mark = congestion_mark(packet)
             try:
-                peer.send(packet, peer.endpoint)
+                if mark:
+                    wire.socket.sendmsg((packet,), wire.marks[mark], 0, peer.endpoint)
+                else:
+                    wire.socket.sendto(packet, peer.endpoint)
             except OSError as error:
                 drops[_SEND_ERRORS.get(error.errno or 0, Drop.SEND_FAILED)] += 1
                 continue
@@ -169,13 +193,35 @@ class PythonEngine(Engine):
             counters.sent_packets += 1
             counters.sent_bytes += size
 
+    def _find_way(self, table: _Table, packet: bytes, pair: bytes) -> tuple[_Peer, _Wire] | None:
+        """Where a packet out of the device goes; ``None`` if nowhere, which is then counted, and answered if it may be."""
+        destination = pair[len(pair) // 2 :]
+        if not pair:
+            reason = Drop.MALFORMED
+        elif len(destination) not in table.own:
+            reason = Drop.UNSUPPORTED
+        elif len(packet) > self._mtu:
+            reason = Drop.TOO_BIG
+        else:
+            peer = longest_match(table.destinations, destination)
+            if peer is not None and peer.wire is not None:
+                if len(table.sent) >= _MOST_FLOWS:
+                    table.sent.clear()
+                found = table.sent[pair] = (peer, peer.wire)
+                return found
+            reason = Drop.NO_ROUTE
+        self._drops[reason] += 1
+        if reason is Drop.NO_ROUTE:
+            self._answer(packet, table)
+        return None
+
     def _receive_burst(self, wire: socket.socket) -> None:
         """Take datagrams off the wire and write what may be delivered to the device, until there is none or as above."""
-        table, tun, buffer, drops = self._table, self._tun, self._buffer, self._drops
-        own, sources, receive, write, view = table.own, table.sources, wire.recvfrom_into, os.write, memoryview(buffer)
+        table, tun, drops, receive, write = self._table, self._tun, self._drops, wire.recvmsg, os.write
+        known = table.received
         for _ in range(_BURST):
             try:
-                size, sender = receive(buffer)
+                packet, control, _, sender = receive(_LARGEST, _CONTROL_SPACE)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -184,34 +230,51 @@ class PythonEngine(Engine):
                 # An ICMP error about what was sent earlier, say; to report it has cleared it.
                 drops[Drop.RECEIVE_FAILED] += 1
                 continue
-            prefixes = sources.get(sender[0])
-            if prefixes is None:
-                drops[Drop.UNKNOWN_PEER] += 1
-                continue
-            try:
-                source, destination = addresses(buffer, size)
-            except Refused as refused:
-                drops[refused.reason] += 1
-                continue
-            peer = longest_match(prefixes, source)
+            pair = addresses(packet)
+            peer = known.get((sender[0], pair)) or self._admit(table, sender[0], pair)
             if peer is None:
-                drops[Drop.SPOOFED_SOURCE] += 1
                 continue
-            if longest_match(own, destination) is None:
-                drops[Drop.FOREIGN_DESTINATION] += 1
-                continue
+            if control and (mark := control[0][2][_LOWEST_BYTE] & 3):
+                marked = decapsulate(packet, mark)
+                if marked is None:
+                    drops[Drop.CONGESTION] += 1
+                    continue
+                packet = marked
             try:
-                write(tun, view[:size])
+                write(tun, packet)
             except OSError:
                 drops[Drop.DEVICE_FAILED] += 1
                 continue
             counters = peer.counters
             counters.received_packets += 1
-            counters.received_bytes += size
+            counters.received_bytes += len(packet)
+
+    def _admit(self, table: _Table, sender: str, pair: bytes) -> _Peer | None:
+        """Whose packet it is that came off the wire; ``None`` if it may not be delivered, which is then counted."""
+        half = len(pair) // 2
+        prefixes = table.sources.get(sender)
+        peer = None
+        if prefixes is None:
+            reason = Drop.UNKNOWN_PEER
+        elif not pair:
+            reason = Drop.MALFORMED
+        elif half not in table.own:
+            reason = Drop.UNSUPPORTED
+        elif (peer := longest_match(prefixes, pair[:half])) is None:
+            reason = Drop.SPOOFED_SOURCE
+        elif longest_match(table.own, pair[half:]) is None:
+            reason = Drop.FOREIGN_DESTINATION
+        else:
+            if len(table.received) >= _MOST_FLOWS:
+                table.received.clear()
+            table.received[sender, pair] = peer
+            return peer
+        self._drops[reason] += 1
+        return None
 
     def _answer(self, packet: bytes, table: _Table) -> None:
         """Tell the sender that there is no way to the destination, if it may be told."""
-        own = table.peer_table.own.ipv4
+        own = table.peer_table.own.ipv4 if packet[0] >> 4 == 4 else table.peer_table.own.ipv6
         if own is None:
             return
         answer = unreachable(packet, own.network_address)
@@ -225,20 +288,23 @@ class PythonEngine(Engine):
             self._unreachables_sent += 1
 
     def _compile(self, table: PeerTable, counters: Mapping[Subnets, PeerCounters]) -> _Table:
-        senders = {4 if each.family == socket.AF_INET else 6: each.sendto for each in self._sockets}
+        wires = {wire.version: wire for wire in self._wires}
         node = _Peer(PeerCounters())
-        own = [(table.own.ipv4, node)] if table.own.ipv4 is not None else []
-        destinations: list[tuple[IPv4Network, _Peer]] = list(own)
-        sources: dict[str, list[tuple[IPv4Network, _Peer]]] = {}
+        own = [(subnet, node) for subnet in table.own]
+        carried = {subnet.version for subnet in table.own}
+        destinations = list(own)
+        sources: dict[str, list[tuple[IPNetwork, _Peer]]] = {}
         kept: dict[Subnets, PeerCounters] = {}
         for each in table.peers:
             count = kept.setdefault(each.subnets, counters.get(each.subnets, PeerCounters()))
-            send = senders.get(each.address.version)
-            if each.subnets.ipv4 is None or send is None:
+            wire = wires.get(each.address.version)
+            subnets = [subnet for subnet in each.subnets if subnet.version in carried]
+            if not subnets or wire is None:
                 continue
-            peer = _Peer(count, send, (str(each.address), each.port))
-            destinations.append((each.subnets.ipv4, peer))
-            sources.setdefault(str(each.address), []).append((each.subnets.ipv4, peer))
+            peer = _Peer(count, wire, (str(each.address), each.port))
+            for subnet in subnets:
+                destinations.append((subnet, peer))
+                sources.setdefault(str(each.address), []).append((subnet, peer))
         return _Table(
             own=prefixes_of(own),
             destinations=prefixes_of(destinations),
@@ -248,19 +314,21 @@ class PythonEngine(Engine):
         )
 
 
-def prefixes_of(subnets: Iterable[tuple[IPv4Network, T]]) -> Prefixes[T]:
+def prefixes_of(subnets: Iterable[tuple[IPNetwork, T]]) -> Prefixes[T]:
     """Tables for :func:`longest_match`. Of two entries for the same subnet the first counts."""
-    lengths: dict[int, dict[int, T]] = {}
+    found: dict[int, dict[int, dict[int, T]]] = {}
     for subnet, holder in subnets:
         shift = subnet.max_prefixlen - subnet.prefixlen
+        lengths = found.setdefault(subnet.max_prefixlen // 8, {})
         lengths.setdefault(shift, {}).setdefault(int(subnet.network_address) >> shift, holder)
-    return tuple(sorted(lengths.items()))
+    return {size: tuple(sorted(lengths.items())) for size, lengths in found.items()}
 
 
-def longest_match(prefixes: Prefixes[T], address: int) -> T | None:
+def longest_match(prefixes: Prefixes[T], address: bytes) -> T | None:
     """Who has the longest prefix of ``address``; ``None`` if nobody has one."""
-    for shift, holders in prefixes:
-        holder = holders.get(address >> shift)
+    number = int.from_bytes(address, "big")
+    for shift, holders in prefixes.get(len(address), ()):
+        holder = holders.get(number >> shift)
         if holder is not None:
             return holder
     return None

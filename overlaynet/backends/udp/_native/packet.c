@@ -151,7 +151,8 @@ static size_t unreachable6(const struct packet *packet, const uint8_t *source, u
         next = data[at];
         at += length;
     }
-    if (next == PROTOCOL_ICMPV6 && (at >= size || data[at] < 128))
+    /* Types below 128 are errors, 137 is a redirect. */
+    if (next == PROTOCOL_ICMPV6 && (at >= size || data[at] < 128 || data[at] == 137))
         return 0;
     size_t quote = size < LARGEST_ERROR - 48 ? size : LARGEST_ERROR - 48;
     size_t total = 48 + quote;
