@@ -103,7 +103,7 @@ class Snapshot:
 
 @attrs.frozen
 class Underlay:
-    """How this node is attached to the network of the hosts."""
+    """How this node is attached to the network of the hosts: by an IPv4 address, an IPv6 address, or one of each."""
 
     interface: str
     mtu: int

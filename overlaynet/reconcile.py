@@ -63,7 +63,8 @@ def _unfit(network: Network, own: Lease, lease: Lease, backend_type: str) -> str
     for address in addresses:
         if address in (own.public_ipv4, own.public_ipv6):
             return f"its public address {address} is this node's own"
-        if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_reserved:
+        of_one_link = address.version == 6 and address.is_link_local
+        if of_one_link or address.is_multicast or address.is_loopback or address.is_unspecified or address.is_reserved:
             return f"its public address {address} is not one that a host can be reached at"
         if any(address in overlay for overlay in network if overlay.version == address.version):
             return f"its public address {address} lies inside the overlay itself"

@@ -2,6 +2,10 @@
 
 The rules are flannel's: the interfaces that are named, then those that match a pattern, then the one that leads to a
 given address; without any of these, the owner of the public address, or the interface of the default route.
+
+A node uses the underlay's addresses of those IP versions that the overlay has, and of those that it was given a public
+address for. Unlike with flannel, one of them is enough, since either can carry both: where no interface has all, one with
+an IPv4 address will do, or else one with an IPv6 address.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Wishes:
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
     versions: Sequence[int] = (4,)
-    """The IP versions that the underlay must have an address of."""
+    """The IP versions that the underlay should have an address of. It must have one of each version of a public address."""
 
 
 async def find_underlay(
@@ -70,8 +74,8 @@ async def find_underlay(
     :param can_reach: an address that the interface must lead to, to be tried last.
     :param public_ip: what to publish instead of the interface's address.
     :param public_ipv6: likewise.
-    :param ipv4: an IPv4 address is needed.
-    :param ipv6: an IPv6 address is needed, on the same interface.
+    :param ipv4: an IPv4 address is wanted.
+    :param ipv6: an IPv6 address is wanted, on the same interface.
     :raises UnderlayError: naming what was asked for and why none of it can be used.
     :raises overlaynet.netlink.NetlinkError: if the kernel does not tell.
     """
@@ -99,6 +103,19 @@ def read_host_network(kernel: Netlink, can_reach: IPAddress | None) -> HostNetwo
 
 def choose_underlay(host: HostNetwork, wishes: Wishes) -> Underlay:
     """Choose; pure. See :func:`find_underlay`."""
+    needed = {address.version for address in (wishes.public_ip, wishes.public_ipv6) if address is not None}
+    best = tuple(sorted({*wishes.versions, *needed}))
+    errors = []
+    for versions in dict.fromkeys((best, tuple(sorted(needed))) if needed else (best, (4,), (6,))):
+        try:
+            return _choose(host, attrs.evolve(wishes, versions=versions))
+        except UnderlayError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _choose(host: HostNetwork, wishes: Wishes) -> Underlay:
+    """An underlay with an address of every version of ``wishes.versions``."""
     problems: list[str] = []
     for candidate in _candidates(host, wishes):
         result = candidate if isinstance(candidate, str) else _use(host, wishes, candidate)
@@ -200,7 +217,7 @@ def _use(host: HostNetwork, wishes: Wishes, candidate: _Candidate) -> Underlay |
         return f"the interface {name} is down; bring it up with `ip link set {name} up`"
     if link.mtu == 0:
         return f"the interface {name} has MTU 0; set one with `ip link set {name} mtu 1500`"
-    chosen = dict(candidate.addresses)
+    chosen = {version: address for version, address in candidate.addresses.items() if not _is_of_one_link(address)}
     for version in wishes.versions:
         if version not in chosen:
             usable = _usable_addresses(host, name, version)
@@ -224,11 +241,16 @@ def _usable_addresses(host: HostNetwork, interface: str, version: int) -> list[I
     usable = [
         address
         for address in _addresses(host, interface, version)
-        if not (address.deprecated or address.tentative)
+        if not (address.deprecated or address.tentative or _is_of_one_link(address.address))
         and not (address.address.is_loopback or address.address.is_multicast or address.address.is_unspecified)
     ]
     usable.sort(key=lambda a: (a.address.is_link_local or a.scope == SCOPE_LINK, not a.permanent, a.temporary))
     return [address.address.ip for address in usable]
+
+
+def _is_of_one_link(address: IPAddress) -> bool:
+    """True if other hosts cannot use the address without saying which of their interfaces leads to it (RFC 4007)."""
+    return address.version == 6 and address.is_link_local
 
 
 def _addresses(host: HostNetwork, interface: str, version: int) -> list[Address]:
@@ -239,6 +261,8 @@ def _why_none(host: HostNetwork, interface: str, version: int) -> str:
     for address in _addresses(host, interface, version):
         if address.tentative:
             return f"{address.address.ip} is still being checked for duplicates, so try again in a few seconds"
+        if _is_of_one_link(address.address):
+            return f"{address.address.ip} is valid on one link only, so add another, or name another interface with --iface"
     return "add one, or name another interface with --iface"
 
 

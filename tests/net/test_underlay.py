@@ -61,13 +61,25 @@ def test_both_families_are_found(host: NetworkNamespace) -> None:
     assert (found.ipv4, found.public_ipv6) == (None, IPv6Address("fd00:16::140"))
 
 
+def test_one_family_is_enough(host: NetworkNamespace) -> None:
+    found = host.run_async(find_underlay, interfaces=["eth1"], ipv6=True)
+    assert (found.ipv4, found.ipv6) == (ETH1.ipv4, None)
+    host.ip("address delete 172.16.130.140/24 dev eth0")
+    found = host.run_async(find_underlay, interfaces=["eth0"])
+    assert (found.ipv4, found.ipv6, found.public_ipv6) == (None, *[IPv6Address("fd00:16::140")] * 2)
+
+
 @pytest.mark.parametrize(
     ("commands", "wishes", "message"),
     [
         ([], {"interfaces": ["eth7"]}, "there is no interface eth7; this host has eth0 (172.16.130.140, fd00:16::140"),
         (["link set eth1 down"], {"interfaces": ["eth1"]}, "the interface eth1 is down"),
         (["address flush dev eth1"], {"interfaces": ["eth1"]}, "the interface eth1 has no usable IPv4 address"),
-        (["route delete default"], {}, "there is no IPv4 default route; name the interface with --iface"),
+        (
+            ["route delete default", "route delete default via fd00:16::1"],
+            {},
+            "there is no IPv4 default route; name the interface with --iface",
+        ),
         (
             ["route delete default"],
             {"can_reach": ip_address("198.51.100.9")},

@@ -1,6 +1,6 @@
 """The desired state, as pure functions."""
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 import attrs
 import pytest
@@ -60,6 +60,44 @@ def test_absurd_leases_are_rejected_with_a_reason(subnet: str, address: str | No
     assert [peer.node for peer in desired.peers] == ["good"]
     (rejected,) = desired.rejected
     assert rejected.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("subnet", "address", "reason"),
+    [
+        ("fd00:99::/64", "fd00:16::7", "it claims fd00:99::/64, outside the network fd00:10:244::/48"),
+        (
+            "fd00:10:244:1::/66",
+            "fd00:16::7",
+            "it claims fd00:10:244:1::/66, which overlaps this node's own fd00:10:244:1::/64",
+        ),
+        ("fd00:10:244:2::/64", "fd00:16::140", "its public address fd00:16::140 is this node's own"),
+        ("fd00:10:244:2::/64", "ff02::1", "its public address ff02::1 is not one that a host can be reached at"),
+        ("fd00:10:244:2::/64", "fe80::7", "its public address fe80::7 is not one that a host can be reached at"),
+        (
+            "fd00:10:244:2::/64",
+            "::ffff:172.16.130.7",
+            "its public address ::ffff:172.16.130.7 is not one that a host can be reached at",
+        ),
+        (
+            "fd00:10:244:2::/64",
+            "fd00:10:244:9::9",
+            "its public address fd00:10:244:9::9 lies inside the overlay itself",
+        ),
+        ("10.244.2.0/24", "fd00:16::7", "it claims 10.244.2.0/24, outside the network fd00:10:244::/48"),
+    ],
+)
+def test_absurd_leases_of_ipv6_are_rejected_with_a_reason(subnet: str, address: str, reason: str) -> None:
+    network6 = network.parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
+    own = Lease(Subnets(ipv6=IPv6Network("fd00:10:244:1::/64")), public_ipv6=IPv6Address("fd00:16::140"), node="a")
+    claimed = ip_network(subnet)
+    subnets = Subnets(claimed) if isinstance(claimed, IPv4Network) else Subnets(ipv6=claimed)
+    bad = Lease(subnets, public_ipv6=IPv6Address(address), node="b")
+    good = Lease(Subnets(ipv6=IPv6Network("fd00:10:244:200::/64")), IPv4Address("172.16.130.200"), node="good")
+    desired = desired_peers(network6, own, Snapshot((own, bad, good)), "udp")
+    assert [str(peer) for peer in desired.peers] == ["fd00:10:244:200::/64 via 172.16.130.200"]
+    (rejected,) = desired.rejected
+    assert rejected.reason.replace("::ffff:ac10:8207", "::ffff:172.16.130.7") == reason
 
 
 def test_malformed_records_are_passed_on_and_empty_nothing() -> None:

@@ -44,7 +44,7 @@ HOST = HostNetwork(
     default_interfaces={4: "eth0", 6: "eth0"},
 )
 HAS = (
-    "this host has eth0 (172.16.130.140, fd00:16::140, fe80::140), eth1 (10.0.0.7, 10.0.0.8, fd00:10::7), "
+    "this host has eth0 (172.16.130.140, fd00:16::140), eth1 (10.0.0.7, 10.0.0.8, fd00:10::7), "
     "eth2 (10.2.0.7) and cni0 (10.244.1.1)"
 )
 BOTH = (4, 6)
@@ -195,7 +195,6 @@ def test_names_come_before_patterns_and_patterns_before_what_is_reached() -> Non
             [("2001:db8::a/64", {"permanent": False, "temporary": True}), ("2001:db8::1/64", {"permanent": False})],
             "2001:db8::1",
         ),
-        ([("fe80::1/64", {})], "fe80::1"),
     ],
 )
 def test_global_permanent_and_lasting_addresses_come_first(
@@ -221,7 +220,7 @@ def test_global_permanent_and_lasting_addresses_come_first(
             "the interface wg0 has no usable IPv4 address; add one, or name another interface with --iface",
         ),
         (
-            Wishes(interfaces=["cni0"], versions=BOTH),
+            Wishes(interfaces=["cni0"], public_ipv6=IPv6Address("2001:db8::7")),
             "the interface cni0 has no usable IPv6 address; add one, or name another interface with --iface",
         ),
         (
@@ -267,14 +266,7 @@ def test_errors_name_the_thing_and_the_way_out(wishes: Wishes, message: str) -> 
     ("defaults", "versions", "message"),
     [
         ({}, (4,), "there is no IPv4 default route; name the interface with --iface"),
-        ({4: "eth0"}, (6,), "there is no IPv6 default route; name the interface with --iface"),
-        ({4: "eth0"}, BOTH, "there is no IPv6 default route; name the interface with --iface"),
         ({}, BOTH, "there is no IPv4 and no IPv6 default route; name the interface with --iface"),
-        (
-            {4: "eth0", 6: "eth1"},
-            BOTH,
-            "the IPv4 default route leads to eth0 but the IPv6 one to eth1; name one interface with --iface",
-        ),
     ],
 )
 def test_without_a_default_route_the_interface_has_to_be_named(
@@ -283,6 +275,50 @@ def test_without_a_default_route_the_interface_has_to_be_named(
     with pytest.raises(UnderlayError) as raised:
         choose_underlay(attrs.evolve(HOST, default_interfaces=defaults), Wishes(versions=versions))
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("defaults", "versions", "found"),
+    [
+        ({4: "eth0"}, (6,), ("eth0", "172.16.130.140", None)),
+        ({6: "eth0"}, (4,), ("eth0", None, "fd00:16::140")),
+        ({4: "eth0"}, BOTH, ("eth0", "172.16.130.140", None)),
+        ({6: "eth0"}, BOTH, ("eth0", None, "fd00:16::140")),
+        ({4: "eth0", 6: "eth1"}, BOTH, ("eth0", "172.16.130.140", None)),
+        ({4: "cni0", 6: "cni0"}, BOTH, ("cni0", "10.244.1.1", None)),
+        ({4: "cni0", 6: "cni0"}, (6,), ("cni0", "10.244.1.1", None)),
+    ],
+)
+def test_an_underlay_of_one_version_is_enough(
+    defaults: dict[int, str], versions: tuple[int, ...], found: tuple[str, str | None, str | None]
+) -> None:
+    chosen = choose_underlay(attrs.evolve(HOST, default_interfaces=defaults), Wishes(versions=versions))
+    addresses = (chosen.ipv4 and str(chosen.ipv4), chosen.ipv6 and str(chosen.ipv6))
+    assert (chosen.interface, *addresses) == found
+    assert (chosen.public_ipv4, chosen.public_ipv6) == (chosen.ipv4, chosen.ipv6)
+
+
+def test_an_interface_with_all_versions_comes_before_one_with_some() -> None:
+    assert choose_underlay(HOST, Wishes(interfaces=["cni0", "eth0"], versions=BOTH)).interface == "eth0"
+    assert choose_underlay(HOST, Wishes(interface_patterns=["cni0|eth1"], versions=BOTH)).interface == "eth1"
+
+
+def test_a_public_address_of_a_version_that_the_overlay_has_not_is_used() -> None:
+    public = IPv6Address("2001:db8::7")
+    found = choose_underlay(HOST, Wishes(public_ipv6=public))
+    assert found == on_eth0(ipv6=IPv6Address("fd00:16::140"), public_ipv6=public)
+    host = attrs.evolve(HOST, addresses=[a for a in HOST.addresses if a.address.version == 6])
+    assert choose_underlay(host, Wishes(public_ipv6=public)).public_ipv4 is None
+
+
+def test_an_address_of_one_link_is_none_for_peers() -> None:
+    addresses = [address("eth0", "fe80::140/64"), address("eth1", "fe80::7/64"), address("eth1", "10.0.0.7/8")]
+    host = attrs.evolve(HOST, addresses=addresses, reached=("eth1", ip_address("fe80::7")))
+    for wishes in (Wishes(interfaces=["fe80::7"]), Wishes(can_reach=ip_address("fe80::9"))):
+        found = choose_underlay(host, attrs.evolve(wishes, versions=BOTH))
+        assert (found.interface, found.ipv4, found.ipv6) == ("eth1", IPv4Address("10.0.0.7"), None)
+    with pytest.raises(UnderlayError, match="no usable IPv6 address; fe80::140 is valid on one link only"):
+        choose_underlay(host, Wishes(interfaces=["eth0"], versions=(6,)))
 
 
 def test_an_address_still_being_checked_is_said_to_be() -> None:
