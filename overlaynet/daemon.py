@@ -162,7 +162,8 @@ class Daemon:
             extra=fields(
                 interface=underlay.interface,
                 mtu=underlay.mtu,
-                public_ip=underlay.public_ipv4 if underlay.public_ipv4 is not None else underlay.public_ipv6,
+                public_ip=underlay.public_ipv4,
+                public_ipv6=underlay.public_ipv6,
             ),
         )
         request = LeaseRequest(
@@ -338,7 +339,8 @@ def _same_holder(found: Lease, own: Lease) -> bool:
 
 
 def _address(peer: Peer) -> Mapping[str, object]:
-    return {"address": peer.public_ipv4 if peer.public_ipv4 is not None else peer.public_ipv6, "node": peer.node}
+    addresses = [str(address) for address in (peer.public_ipv4, peer.public_ipv6) if address is not None]
+    return {"address": ", ".join(addresses), "node": peer.node}
 
 
 def _text(value: object) -> str | None:

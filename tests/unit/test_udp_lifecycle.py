@@ -19,18 +19,23 @@ from overlaynet import options
 from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, tun
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.errors import BackendError, ConfigError
-from overlaynet.model import Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.model import Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
 from overlaynet.netlink import IPInterface, Link, NetlinkError
-from overlaynet.network import parse
+from overlaynet.network import Network, parse
 
 T = TypeVar("T")
 
 pytestmark = pytest.mark.anyio
 
 NETWORK = parse('{"Network": "10.244.0.0/16"}')
-LOOPBACK = IPv4Address("127.0.0.1")
+SIX = parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
+DUAL = parse('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
+LOOPBACK, LOOPBACK6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 LEASE = Lease(Subnets(IPv4Network("10.244.1.0/24")))
+LEASE_SIX = Lease(Subnets(ipv6=IPv6Network("fd00:10:244:1::/64")))
+LEASE_DUAL = Lease(Subnets(LEASE.subnets.ipv4, LEASE_SIX.subnets.ipv6))
 SECOND = Peer(Subnets(IPv4Network("10.244.2.0/24")), IPv4Address("127.0.0.2"))
+SECOND_SIX = attrs.evolve(SECOND, public_ipv6=IPv6Address("::2"))
 SIXTH = Peer(Subnets(IPv4Network("10.244.6.0/24")), public_ipv6=IPv6Address("fd00::6"))
 
 
@@ -99,16 +104,16 @@ class World:
     def backend(self) -> UdpBackend:
         return UdpBackend(UdpOptions(name="pretended0", port=self.port), engine="python")
 
-    async def started(self) -> UdpBackend:
+    async def started(self, underlay: Underlay | None = None) -> UdpBackend:
         made = self.backend()
-        await made.open(NETWORK, self.underlay)
+        await made.open(NETWORK, self.underlay if underlay is None else underlay)
         await made.start(LEASE)
         return made
 
-    def port_is_free(self) -> bool:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker:
+    def port_is_free(self, address: IPAddress = LOOPBACK) -> bool:
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as taker:
             try:
-                taker.bind((str(LOOPBACK), self.port))
+                taker.bind((str(address), self.port))
             except OSError:
                 return False
         return True
@@ -264,17 +269,41 @@ async def test_an_open_that_is_cancelled_leaves_nothing(world: World) -> None:
     assert world.port_is_free()
 
 
-async def test_peers_without_an_ipv4_address_are_reported_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    made = await world.started()
+@pytest.mark.parametrize(
+    ("addresses", "reached", "reason"),
+    [
+        ((LOOPBACK, None), {SECOND.subnets: "127.0.0.2"}, "it has no IPv4 address"),
+        ((None, LOOPBACK6), {SECOND.subnets: "::2", SIXTH.subnets: "fd00::6"}, "it has no IPv6 address"),
+        ((LOOPBACK, LOOPBACK6), {SECOND.subnets: "127.0.0.2", SIXTH.subnets: "fd00::6"}, None),
+    ],
+)
+async def test_a_peer_is_reached_by_ipv4_if_both_have_it_or_else_by_ipv6_or_is_reported_once(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    addresses: tuple[IPv4Address | None, IPv6Address | None],
+    reached: dict[Subnets, str],
+    reason: str | None,
+) -> None:
+    made = await world.started(Underlay("eth0", 1500, *addresses))
+    fourth = Peer(Subnets(IPv4Network("10.244.4.0/24")), IPv4Address("127.0.0.4"))
+    all_peers = [SECOND_SIX, SIXTH, fourth]
+    if addresses[0] is not None:
+        reached = {**reached, fourth.subnets: "127.0.0.4"}
     for _ in range(3):
-        await made.set_peers([SECOND, SIXTH])
-    reported = [record for record in caplog.records if record.message == "peer not reachable"]
-    assert [record.__dict__["fields"]["subnet"] for record in reported] == [SIXTH.subnets]
-    peers: Any = made.status()["peers"]
-    assert set(peers) == {"10.244.2.0/24"}
+        await made.set_peers(all_peers)
+    told: Any = made.status()["peers"]
+    assert {subnets: each["address"] for subnets, each in told.items()} == {str(k): v for k, v in reached.items()}
+    left = [peer for peer in all_peers if peer.subnets not in reached]
+
+    def reported() -> list[tuple[Subnets, str]]:
+        records = [record.__dict__["fields"] for record in caplog.records if record.message == "peer not reachable"]
+        return [(record["subnet"], record["reason"]) for record in records]
+
+    expected = [(peer.subnets, reason) for peer in left]
+    assert reported() == expected
     await made.set_peers([])
-    await made.set_peers([SIXTH])
-    assert len([record for record in caplog.records if record.message == "peer not reachable"]) == 2
+    await made.set_peers(left)
+    assert reported() == expected * 2
     await made.aclose()
 
 
@@ -296,44 +325,92 @@ async def test_an_mtu_that_does_not_fit_is_refused(world: World) -> None:
     assert world.device is None
 
 
-@pytest.mark.parametrize(
-    ("underlay", "wanted", "mtu"), [(1500, None, 1472), (9000, None, 8972), (65536, None, 65507), (1500, 1400, 1400)]
-)
-async def test_the_mtu_leaves_room_for_the_headers(world: World, underlay: int, wanted: int | None, mtu: int) -> None:
-    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=wanted))
-    await made.open(NETWORK, attrs.evolve(world.underlay, mtu=underlay))
-    assert await made.start(LEASE) == Device("pretended0", mtu)
-    await made.aclose()
+BOTH = (LOOPBACK, LOOPBACK6)
 
 
 @pytest.mark.parametrize(
-    ("underlay", "message"),
+    ("underlay", "wanted", "mtu"),
     [
-        (Underlay("eth7", 1500), "eth7 has no IPv4 address"),
-        (Underlay("eth7", 95, ipv4=LOOPBACK), "eth7 has an MTU of 95, too small"),
-        (Underlay("eth7", 1500, ipv4=IPv4Address("192.0.2.1")), "192.0.2.1 is not an address of this host"),
+        (Underlay("eth0", 1500, LOOPBACK), None, 1472),
+        (Underlay("eth0", 9000, LOOPBACK), None, 8972),
+        (Underlay("eth0", 65536, LOOPBACK), None, 65507),
+        (Underlay("eth0", 1500, LOOPBACK), 1400, 1400),
+        (Underlay("eth0", 1500, ipv6=LOOPBACK6), None, 1452),
+        (Underlay("eth0", 1500, *BOTH), None, 1452),
+        (Underlay("eth0", 65536, *BOTH), None, 65488),
+        (Underlay("eth0", 1328, *BOTH), None, 1280),
     ],
 )
-async def test_an_underlay_that_will_not_do_is_refused(world: World, underlay: Underlay, message: str) -> None:
-    with pytest.raises(BackendError, match=message):
-        await world.backend().open(NETWORK, underlay)
-    assert world.device is None
-
-
-async def test_a_network_of_ipv6_alone_is_refused(world: World) -> None:
-    network = parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
-    with pytest.raises(BackendError, match="the udp backend carries IPv4 only"):
-        await world.backend().open(network, world.underlay)
-
-
-async def test_the_ipv6_half_of_a_network_is_not_routed(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    network = parse('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
-    made = world.backend()
-    await made.open(network, world.underlay)
-    assert "network not carried" in caplog.messages
-    assert [route.destination for route in made.routes([])] == [IPv4Network("10.244.0.0/16")]
-    await made.start(Lease(Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:10:244:1::/64"))))
+@pytest.mark.parametrize("network", [NETWORK, SIX, DUAL], ids=str)
+async def test_the_mtu_leaves_room_for_the_largest_headers_that_may_be_needed(
+    world: World, network: Network, underlay: Underlay, wanted: int | None, mtu: int
+) -> None:
+    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=wanted), engine="python")
+    await made.open(network, underlay)
+    lease = {str(NETWORK): LEASE, str(SIX): LEASE_SIX, str(DUAL): LEASE_DUAL}[str(network)]
+    assert await made.start(lease) == Device("pretended0", mtu)
     await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("network", "underlay", "wanted", "message"),
+    [
+        (NETWORK, Underlay("eth7", 1500), None, "eth7 has no address"),
+        (
+            NETWORK,
+            Underlay("eth7", 95, LOOPBACK),
+            None,
+            "eth7 has an MTU of 95, too small for a tunnel; raise it to 96",
+        ),
+        (NETWORK, Underlay("eth7", 1500, IPv4Address("192.0.2.1")), None, "192.0.2.1 is not an address of this host"),
+        (NETWORK, Underlay("eth7", 115, *BOTH), None, "an MTU of 115, too small for a tunnel; raise it to 116"),
+        (
+            DUAL,
+            Underlay("eth7", 1327, *BOTH),
+            None,
+            "1327, too small for a tunnel that carries IPv6; raise it to 1328",
+        ),
+        (
+            SIX,
+            Underlay("eth7", 1307, LOOPBACK),
+            None,
+            "1307, too small for a tunnel that carries IPv6; raise it to 1308",
+        ),
+        (SIX, Underlay("eth7", 1500, LOOPBACK), 1279, "asks for MTU 1279, but IPv6 needs 1280 or more"),
+        (DUAL, Underlay("eth7", 1500, *BOTH), 1453, "asks for MTU 1453, but at most 1452 fits into the MTU 1500"),
+        (SIX, Underlay("eth7", 1500, ipv6=IPv6Address("2001:db8::1")), None, "2001:db8::1 is not an address of this"),
+    ],
+)
+async def test_an_underlay_that_will_not_do_is_refused(
+    world: World, network: Network, underlay: Underlay, wanted: int | None, message: str
+) -> None:
+    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=wanted), engine="python")
+    with pytest.raises(BackendError, match=message):
+        await made.open(network, underlay)
+    assert world.device is None
+    assert world.port_is_free()
+
+
+@pytest.mark.parametrize(
+    ("network", "lease", "addresses"),
+    [
+        (SIX, LEASE_SIX, ["fd00:10:244:1::/128"]),
+        (DUAL, LEASE_DUAL, ["10.244.1.0/32", "fd00:10:244:1::/128"]),
+    ],
+)
+async def test_each_network_has_an_address_and_a_route(
+    world: World, network: Network, lease: Lease, addresses: list[str]
+) -> None:
+    made = world.backend()
+    await made.open(network, Underlay("eth0", 1500, *BOTH))
+    await made.start(lease)
+    assert world.kernel.addresses == [ip_interface(address) for address in addresses]
+    assert made.routes([]) == [Route(overlay, device="pretended0") for overlay in network]
+    assert not world.port_is_free(LOOPBACK)
+    assert not world.port_is_free(LOOPBACK6)
+    await made.aclose()
+    assert world.port_is_free(LOOPBACK)
+    assert world.port_is_free(LOOPBACK6)
 
 
 async def test_a_port_in_use_is_refused(world: World) -> None:

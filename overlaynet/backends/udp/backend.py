@@ -1,4 +1,4 @@
-"""The life of the tunnel: its device, its socket, and the engine that carries packets between them."""
+"""The life of the tunnel: its device, its sockets, and the engine that carries packets between them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Interface
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import attrs
 
 from overlaynet._threads import call_in_thread
+from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, peer_address
 from overlaynet.backends.udp.engine import DeviceGone, Engine, EnginePeer, PeerTable
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.backends.udp.tun import DeviceNameTaken, check_name, open_tun
@@ -34,13 +35,7 @@ log = logging.getLogger(__name__)
 
 ALIAS = "overlaynet udp"
 """What the device's alias says, so that anyone can tell whose it is."""
-HEADERS = 28
-"""Bytes that the tunnel adds to each packet: an IPv4 header without options, and a UDP header."""
 
-_LARGEST_PAYLOAD = 65507
-"""Bytes in the payload of the largest UDP datagram over IPv4."""
-_SMALLEST_MTU = 68
-"""The least that IPv4 asks of a link (RFC 791)."""
 _QUEUE_LENGTH = 1000
 """Packets that wait in the device while the engine is busy."""
 
@@ -55,7 +50,7 @@ class UdpOptions:
         None,
         "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU",
         name="MTU",
-        check=between(576, _LARGEST_PAYLOAD),
+        check=between(576, LARGEST_PAYLOAD),
     )
 
 
@@ -68,10 +63,12 @@ class _Opened:
     tun: int
     index: int
     """The device's interface index: a later device of the same name has another."""
-    wire: socket.socket
+    wires: Mapping[int, socket.socket]
+    """A socket for each IP version of the underlay."""
 
     def close(self) -> None:
-        self.wire.close()
+        for wire in self.wires.values():
+            wire.close()
         os.close(self.tun)
 
 
@@ -102,30 +99,26 @@ class UdpBackend(Backend):
         self._unwritable: set[Path] = set()
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
-        """Bind the socket and create the device, which stays down. Like flannel's udp, nothing is published."""
+        """Bind the sockets and create the device, which stays down. Like flannel's udp, nothing is published."""
         native = self._choose_engine()
-        mtu = self._fitting_mtu(underlay)
-        if network.ipv4 is None:
+        mtu = fitting_mtu(self.options.mtu, network, underlay)
+        addresses = [address for address in (underlay.ipv4, underlay.ipv6) if address is not None]
+        if not addresses:
             raise BackendError(
-                "the network document has no IPv4 Network, and the udp backend carries IPv4 only; "
-                "set EnableIPv4 and Network, or choose another backend"
-            )
-        if underlay.ipv4 is None:
-            raise BackendError(
-                f"the interface {underlay.interface} has no IPv4 address, which the udp backend needs; "
+                f"the interface {underlay.interface} has no address, which the udp backend needs; "
                 f"give it one, or choose another with --iface"
             )
-        if network.ipv6 is not None:
-            log.warning("network not carried", extra=fields(network=network.ipv6.network, reason="udp is IPv4 only"))
         with contextlib.ExitStack() as undo:
-            wire = open_socket(underlay.ipv4, self.options.port)
-            undo.callback(wire.close)
+            wires: dict[int, socket.socket] = {}
+            for address in addresses:
+                wires[address.version] = open_socket(address, self.options.port)
+                undo.callback(wires[address.version].close)
             try:
                 tun = open_tun(self.options.name, offload_header=native and self._offload)
             except DeviceNameTaken as error:
                 raise BackendError(await self._who_has_the_name()) from error
             undo.callback(os.close, tun)
-            self._opened = _Opened(network, mtu, tun, await _ask(self._mark), wire)
+            self._opened = _Opened(network, mtu, tun, await _ask(self._mark), wires)
             undo.pop_all()
         return LeaseData()
 
@@ -137,7 +130,8 @@ class UdpBackend(Backend):
         self._own = lease.subnets
         await _ask(self._configure)
         table = PeerTable(lease.subnets)
-        self._engine = self._engine_class(opened.tun, [opened.wire.fileno()], opened.mtu, table)
+        sockets = [wire.fileno() for wire in opened.wires.values()]
+        self._engine = self._engine_class(opened.tun, sockets, opened.mtu, table)
         self._thread = threading.Thread(
             target=self._carry,
             args=(self._engine, opened, asyncio.get_running_loop()),
@@ -153,27 +147,30 @@ class UdpBackend(Backend):
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Replace the engine's table; then repair the device, if someone has changed its MTU or address, or set it down."""
-        if self._engine is None or self._own is None:
+        opened = self._opened
+        if self._engine is None or self._own is None or opened is None:
             raise BackendError("the udp backend was not started; this is a defect of its caller")
         reachable = []
         unreachable = set()
         for peer in peers:
-            if peer.public_ipv4 is None:
+            address = peer_address(peer, opened.wires)
+            if address is None:
                 unreachable.add(peer.subnets)
             else:
-                reachable.append(EnginePeer(peer.subnets, peer.public_ipv4, self.options.port))
+                reachable.append(EnginePeer(peer.subnets, address, self.options.port))
+        has = " or ".join(f"IPv{version}" for version in opened.wires)
         for subnets in sorted(unreachable - self._unreachable_peers, key=str):
-            log.warning("peer not reachable", extra=fields(subnet=subnets, reason="it has no IPv4 address"))
+            log.warning("peer not reachable", extra=fields(subnet=subnets, reason=f"it has no {has} address"))
         self._unreachable_peers = frozenset(unreachable)
         self._peers = tuple(reachable)
         self._engine.set_table(PeerTable(self._own, self._peers))
         await _ask(self._configure)
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
-        """One route for the whole overlay, whoever the peers are: the engine knows what lies where."""
-        if self._opened is None or self._opened.network.ipv4 is None:
+        """One route for each of the overlay's networks, whoever the peers are: the engine knows what lies where."""
+        if self._opened is None:
             return []
-        return [Route(self._opened.network.ipv4.network, device=self.options.name)]
+        return [Route(overlay, device=self.options.name) for overlay in self._opened.network]
 
     async def run(self) -> None:
         """Wait until the engine ends, which only a deleted device, a defect, or :meth:`aclose` makes it do."""
@@ -204,7 +201,7 @@ class UdpBackend(Backend):
         }
 
     async def aclose(self) -> None:
-        """Stop the engine and close device and socket; if it is cancelled, they are closed all the same, a moment later."""
+        """Stop the engine and close device and sockets; if it is cancelled, they are closed all the same, a moment later."""
         if self._engine is not None and self._thread is not None:
             self._engine.stop()
             await call_in_thread(self._thread.join)
@@ -252,22 +249,6 @@ class UdpBackend(Backend):
         self._engine_class = functools.partial(NativeEngine, offload=self._offload)
         return True
 
-    def _fitting_mtu(self, underlay: Underlay) -> int:
-        most = min(underlay.mtu - HEADERS, _LARGEST_PAYLOAD)
-        if most < _SMALLEST_MTU:
-            raise BackendError(
-                f"the interface {underlay.interface} has an MTU of {underlay.mtu}, too small for a tunnel; raise it to "
-                f"{_SMALLEST_MTU + HEADERS} or more, or choose another interface with --iface"
-            )
-        wanted = self.options.mtu
-        if wanted is not None and wanted > most:
-            raise BackendError(
-                f"the network document's Backend asks for MTU {wanted}, but at most {most} fits into the MTU "
-                f"{underlay.mtu} of {underlay.interface} ({HEADERS} bytes are for the tunnel's headers); lower the one "
-                f"or raise the other"
-            )
-        return most if wanted is None else wanted
-
     # In a thread, with netlink.
 
     async def _who_has_the_name(self) -> str:
@@ -296,19 +277,28 @@ class UdpBackend(Backend):
         """Make the device what it should be. Idempotent: what is right already is not touched."""
         opened, name = self._opened, self.options.name
         link = kernel.link(name)
-        if opened is None or self._own is None or self._own.ipv4 is None or link is None or link.index != opened.index:
+        if opened is None or self._own is None or link is None or link.index != opened.index:
             raise BackendError(self._gone())
         if link.mtu != opened.mtu:
             kernel.configure_link(name, mtu=opened.mtu)
-        # The source of our ICMP errors is the device's own address: without accept_local the kernel takes them for forged.
-        self._set_parameter(Path("/proc/sys/net/ipv4/conf", name, "accept_local"), "1")
-        # No link-local IPv6 address, and so no router solicitations into a tunnel that carries IPv4.
-        address_generation = Path("/proc/sys/net/ipv6/conf", name, "addr_gen_mode")
-        if address_generation.exists():  # a kernel, or an MTU, without IPv6 has none
-            self._set_parameter(address_generation, "1")
+        for directory, parameter, wanted in self._parameters(self._own):
+            self._set_parameter(Path("/proc/sys/net", directory, "conf", name, parameter), wanted)
         if not link.up:
             kernel.configure_link(name, transmit_queue_length=_QUEUE_LENGTH, up=True)
-        kernel.set_addresses(name, [IPv4Interface((self._own.ipv4.network_address, 32))])
+        addresses = [(subnet.network_address, subnet.max_prefixlen) for subnet in self._own]
+        kernel.set_addresses(name, [ip_interface(address) for address in addresses])
+
+    def _parameters(self, own: Subnets) -> Iterator[tuple[str, str, str]]:
+        """The device's kernel parameters, by directory and name, and what they are to be."""
+        if own.ipv4 is not None:
+            # The source of our ICMP errors is the device's own address, which the kernel takes for forged without this.
+            yield "ipv4", "accept_local", "1"
+        # A kernel, or an MTU, without IPv6 has no such parameter.
+        if Path("/proc/sys/net/ipv6/conf", self.options.name).exists():
+            # No link-local address, and so no router solicitations into the tunnel.
+            yield "ipv6", "addr_gen_mode", "1"
+        if own.ipv6 is not None:
+            yield "ipv6", "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
     def _set_parameter(self, path: Path, value: str) -> None:
         try:
