@@ -4,6 +4,8 @@
     container-a ── cni0   overlay0   eth0 ── switch ── eth0   overlay0   cni0 ── container-b
     10.244.1.96            172.16.130.140         172.16.130.164            10.244.2.194
 
+The overlay and the underlay may have IPv6 as well, or instead: fd00:10:244:1::96, fd00:16::140 and so on.
+
 Nothing appears in the machine's own network namespace. Needs Linux and root:
 :func:`overlaynet.testing.namespaces.requirements` says what is missing.
 """
@@ -18,8 +20,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from collections.abc import Collection, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -35,8 +37,11 @@ __all__ = [
     "ENCAPSULATION",
     "MOST_HOSTS",
     "NETWORK",
+    "NETWORK6",
     "SWITCH_ADDRESS",
+    "SWITCH_ADDRESS6",
     "UNDERLAY",
+    "UNDERLAY6",
     "Container",
     "DaemonProcess",
     "Host",
@@ -51,6 +56,9 @@ T = TypeVar("T")
 NETWORK = IPv4Network("10.244.0.0/16")
 UNDERLAY = IPv4Network("172.16.130.0/24")
 SWITCH_ADDRESS = IPv4Interface("172.16.130.1/24")
+NETWORK6 = IPv6Network("fd00:10:244::/48")
+UNDERLAY6 = IPv6Network("fd00:16::/64")
+SWITCH_ADDRESS6 = IPv6Interface("fd00:16::1/64")
 ENCAPSULATION = 28
 """Bytes that the udp backend adds to each packet: an IPv4 header and a UDP header."""
 MOST_HOSTS = 92
@@ -72,15 +80,20 @@ class Container:
         self.number = number
         self.namespace = NetworkNamespace(f"{host.lab.name}-{label}")
         self.address: IPv4Interface | None = None
-        """``None`` until it is plugged in; then the address number ``number`` of the host's subnet."""
+        """``None`` until it is plugged in; then the address number ``number`` of the host's subnet, if that has one."""
+        self.address6: IPv6Interface | None = None
+        """Likewise; it ends in the same digits."""
         self.namespace.ip("link set lo up")
 
     @property
     def ip(self) -> IPv4Address:
         """The address alone. :raises OverlaynetError: if it is not plugged in yet."""
-        if self.address is None:
-            raise OverlaynetError(f"{self.label} is not plugged in yet: call connect_containers() of {self.host.label}")
-        return self.address.ip
+        return _plugged_in(self.address, self).ip
+
+    @property
+    def ip6(self) -> IPv6Address:
+        """The IPv6 address alone. :raises OverlaynetError: if it has none (yet)."""
+        return _plugged_in(self.address6, self).ip
 
 
 class Host:
@@ -93,6 +106,9 @@ class Host:
         self.label = f"host-{letter}"
         last = _HOST_NUMBERS[number - 1] if number <= 2 else _HOST_NUMBERS[1] + number - 2
         self.address = IPv4Interface((UNDERLAY.network_address + last, UNDERLAY.prefixlen))
+        """What ``eth0`` has if the underlay has IPv4."""
+        self.address6 = IPv6Interface((_same_digits(UNDERLAY6, last), UNDERLAY6.prefixlen))
+        """What ``eth0`` has if the underlay has IPv6."""
         self.directory = lab.directory / self.label
         self.directory.mkdir()
         self.subnet_file = self.directory / "subnet.env"
@@ -100,7 +116,7 @@ class Host:
         self.daemon: DaemonProcess | None = None
         """The daemon that was started last."""
         self._starts = 0
-        self._connected_as: tuple[str, str] | None = None
+        self._connected_as: tuple[str | None, ...] | None = None
         self.namespace = NetworkNamespace(f"{lab.name}-{self.label}")
         container = _CONTAINER_NUMBERS[number - 1] if number <= 2 else _OTHER_CONTAINERS_NUMBER
         self.containers = [Container(self, f"container-{letter}", container)]
@@ -115,14 +131,19 @@ class Host:
         self.namespace.ip(
             "link set lo up",
             "link set eth0 up",
-            f"address add {self.address} dev eth0",
-            *([f"route add default via {SWITCH_ADDRESS.ip}"] if lab.default_route else []),
         )
+        for version, address, gateway in ((4, self.address, SWITCH_ADDRESS), (6, self.address6, SWITCH_ADDRESS6)):
+            if version in lab.underlay:
+                self.namespace.ip(f"address add {address} dev eth0 {'nodad' if version == 6 else ''}")
+                if lab.default_route:
+                    self.namespace.ip(f"route add default via {gateway.ip}")
         self.namespace.set_sysctl("net.ipv4.ip_forward", 1)
+        if lab.overlay.ipv6 is not None:
+            self.namespace.set_sysctl("net.ipv6.conf.all.forwarding", 1)
 
-    def seed_subnet_file(self, subnet: IPv4Network) -> None:
-        """Write the subnet file as an earlier run on this host would have left it: the daemon then prefers that subnet."""
-        text = subnet_file.render(self.lab.overlay, Lease(Subnets(ipv4=subnet)), self.lab.mtu - ENCAPSULATION)
+    def seed_subnet_file(self, subnet: IPv4Network | None, subnet6: IPv6Network | None = None) -> None:
+        """Write the subnet file as an earlier run on this host would have left it: the daemon then prefers these subnets."""
+        text = subnet_file.render(self.lab.overlay, Lease(Subnets(subnet, subnet6)), self.lab.mtu - ENCAPSULATION)
         subnet_file.write(self.subnet_file, text)
 
     def start_overlaynet(
@@ -141,7 +162,7 @@ class Host:
         log_file = self.directory / f"overlaynet-{self._starts}.log"
         # -P: what lies in the working directory must not pass for the package.
         command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "run", "--backend", "udp", *store]
-        command += ["--network", str(self.lab.overlay), "--iface", "eth0", "--node", self.label]
+        command += [*self.lab.network_arguments(store), "--iface", "eth0", "--node", self.label]
         command += ["--subnet-file", self.subnet_file, "--status-socket", self.status_socket]
         command += ["--log-format", "json", *extra]
         # Nor must the settings of whoever runs the lab.
@@ -168,31 +189,37 @@ class Host:
             raise OverlaynetError(f"there is no {self.subnet_file}: {self.label} has no subnet yet")
         lines = self.subnet_file.read_text(encoding="ascii").splitlines()
         values = dict(line.split("=", 1) for line in lines if "=" in line)
-        bridge, mtu = IPv4Interface(values["FLANNEL_SUBNET"]), values["FLANNEL_MTU"]
-        if self._connected_as == (str(bridge), mtu):
+        texts = values.get("FLANNEL_SUBNET"), values.get("FLANNEL_IPV6_SUBNET")
+        bridge = None if texts[0] is None else IPv4Interface(texts[0])
+        bridge6 = None if texts[1] is None else IPv6Interface(texts[1])
+        mtu = values["FLANNEL_MTU"]
+        if self._connected_as == (*texts, mtu):
             return
         if self._connected_as is not None:
             for container in self.containers:
                 container.namespace.ip("link delete eth0")
             self.namespace.ip("link delete cni0")
-        self._connected_as = (str(bridge), mtu)
-        self.namespace.ip(
-            "link add cni0 type bridge mcast_snooping 0",
-            f"link set cni0 mtu {mtu} up",
-            f"address add {bridge} dev cni0",
-        )
+        self._connected_as = (*texts, mtu)
+        self.namespace.ip("link add cni0 type bridge mcast_snooping 0", f"link set cni0 mtu {mtu} up")
+        if bridge is not None:
+            self.namespace.ip(f"address add {bridge} dev cni0")
+        if bridge6 is not None:
+            self.namespace.ip(f"address add {bridge6} dev cni0 nodad")
         for place, container in enumerate(self.containers):
-            container.address = IPv4Interface(
-                (bridge.network.network_address + container.number, bridge.network.prefixlen)
-            )
             inside, port = container.namespace, f"veth{place}"
             self.namespace.ip(
                 f"link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside.name}",
                 f"link set {port} master cni0 up",
             )
-            inside.ip(
-                "link set eth0 up", f"address add {container.address} dev eth0", f"route add default via {bridge.ip}"
-            )
+            inside.ip("link set eth0 up")
+            if bridge is not None:
+                address = bridge.network.network_address + container.number
+                container.address = IPv4Interface((address, bridge.network.prefixlen))
+                inside.ip(f"address add {container.address} dev eth0", f"route add default via {bridge.ip}")
+            if bridge6 is not None:
+                address6 = _same_digits(bridge6.network, container.number)
+                container.address6 = IPv6Interface((address6, bridge6.network.prefixlen))
+                inside.ip(f"address add {container.address6} dev eth0 nodad", f"route add default via {bridge6.ip}")
 
     def disconnect(self) -> None:
         """Cut the link between ``eth0`` and the switch: the carrier is gone, addresses and routes stay."""
@@ -211,7 +238,9 @@ class Lab:
 
     :param label: what the lab is for; its :attr:`name` and those of its namespaces begin with ``overlaynet-LABEL-``.
     :param hosts: how many, from 1 to :data:`MOST_HOSTS`.
-    :param overlay: the overlay's network.
+    :param overlay: the overlay's IPv4 network, if it has one.
+    :param overlay6: its IPv6 network, if it has one.
+    :param underlay: the IP versions of the underlay.
     :param mtu: of every ``eth0``, in bytes.
     :param default_route: whether the hosts have one, to the switch's address (where nobody forwards anything).
     :param seed: whether the hosts' subnet files are written beforehand.
@@ -222,7 +251,9 @@ class Lab:
         label: str = "lab",
         *,
         hosts: int = 2,
-        overlay: IPv4Network = NETWORK,
+        overlay: IPv4Network | None = NETWORK,
+        overlay6: IPv6Network | None = None,
+        underlay: Collection[int] = (4,),
         mtu: int = 1500,
         default_route: bool = False,
         seed: bool = True,
@@ -231,7 +262,11 @@ class Lab:
             raise OverlaynetError(f"a lab has from 1 to {MOST_HOSTS} hosts, not {hosts}")
         if not re.fullmatch("[a-z]+", label):
             raise ValueError(f"a lab's label is made of small letters, not {label!r}")
-        self.overlay = network.parse(json.dumps({"Network": str(overlay)}))
+        document: dict[str, JSON] = {"EnableIPv4": False} if overlay is None else {"Network": str(overlay)}
+        if overlay6 is not None:
+            document |= {"EnableIPv6": True, "IPv6Network": str(overlay6)}
+        self.overlay = network.parse(json.dumps(document))
+        self.underlay = underlay
         self.mtu = mtu
         self.default_route = default_route
         self.hosts: list[Host] = []
@@ -290,13 +325,31 @@ class Lab:
             "link set lo up",
             f"link add switch0 mtu {self.mtu} type bridge mcast_snooping 0",
             f"address add {SWITCH_ADDRESS} dev switch0",
+            *([f"address add {SWITCH_ADDRESS6} dev switch0 nodad"] if 6 in self.underlay else []),
             "link set switch0 up",
         )
         for number in range(1, self._count + 1):
             host = Host(self, number)
             self.hosts.append(host)
-            if self._seed and self.overlay.ipv4 is not None and number <= len(self.overlay.ipv4):
-                host.seed_subnet_file(self.overlay.ipv4[number - 1])
+            ranges = self.overlay.ipv4, self.overlay.ipv6
+            if self._seed and all(each is None or number <= each.size for each in ranges):
+                host.seed_subnet_file(
+                    None if ranges[0] is None else ranges[0][number - 1],
+                    None if ranges[1] is None else ranges[1][number - 1],
+                )
+
+    def network_arguments(self, store: Sequence[str | Path]) -> list[str | Path]:
+        """What makes ``overlaynet run`` create the network document; if it takes more than a flag, it is written now.
+
+        :param store: the arguments that choose the store.
+        """
+        flags = [] if self.overlay.ipv4 is None else ["--network", str(self.overlay.ipv4.network)]
+        if self.overlay.ipv6 is None:
+            return [*flags]
+        flags += ["--ipv6-network", str(self.overlay.ipv6.network)]
+        command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "network", "set", *flags, *store]
+        self.switch.execute(command)
+        return []
 
     def wait_until_acquainted(self, seconds: float = 30) -> None:
         """Wait until each daemon that runs has all the others as peers.
@@ -336,6 +389,19 @@ class Lab:
                 raise OverlaynetError(f"the directory {_DIRECTORY / name} cannot be made: {error.strerror}") from error
             self._name = name
             return
+
+
+def _same_digits(network: IPv6Network, number: int) -> IPv6Address:
+    """The address of the network that ends in the digits of a decimal number: fd00:16::140 for 140."""
+    return network.network_address + int(str(number), 16)
+
+
+def _plugged_in(address: T | None, container: Container) -> T:
+    if address is None:
+        raise OverlaynetError(
+            f"{container.label} is not plugged in yet: call connect_containers() of {container.host.label}"
+        )
+    return address
 
 
 def standing() -> list[str]:
