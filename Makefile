@@ -5,7 +5,7 @@
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
-# or to the bench: make bench ARGUMENTS="--rounds 5 --seconds 5"
+# or to the bench: make bench ARGUMENTS="--quick"
 # What to hand to pytest: make test TESTS=tests/unit
 TESTS = tests
 
@@ -23,7 +23,7 @@ check: setup
 
 bench:
 	@scripts/setup bench
-	@.venv/bin/python bench/wire.py $(ARGUMENTS)
+	@.venv/bin/python -m bench $(ARGUMENTS)
 
 setup:
 	@scripts/setup test
