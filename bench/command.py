@@ -28,7 +28,7 @@ PATHS = {
         Path("host", "host to host, bare", paths.bare),
         Path("vxlan", "kernel VXLAN", paths.vxlan),
         Path("native", "overlaynet, native", paths.overlaynet(*NATIVE)),
-        Path("single", "same, packet by packet", paths.overlaynet(*NATIVE, "--udp-offload", "off")),
+        Path("single", "native, single packets", paths.overlaynet(*NATIVE, "--udp-offload", "off")),
         Path("python", "overlaynet, Python", paths.overlaynet(*PYTHON)),
         Path(
             "wireguard-go",
