@@ -241,6 +241,14 @@ class Settings:
         group="node",
         metavar="PATH",
     )
+    privileges: str = setting(
+        "drop",
+        "drop: give up every privilege but those for the network at the start; keep: what the commands of the backend "
+        "extension need may be more",
+        group="node",
+        metavar="WHAT",
+        check=options.one_of("drop", "keep"),
+    )
     log_level: str = setting(
         "info",
         "debug, info, warning or error",

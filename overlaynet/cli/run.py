@@ -9,10 +9,11 @@ import ipaddress
 import logging
 import signal
 import sys
+from collections.abc import AsyncIterator, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from overlaynet import __version__, config
+from overlaynet import __version__, config, privileges
 from overlaynet.cli._store import open_store, resolve
 from overlaynet.cli.commands import Command
 from overlaynet.daemon import Daemon
@@ -20,6 +21,8 @@ from overlaynet.logs import fields
 from overlaynet.model import Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
+from overlaynet.privileges import Capability
+from overlaynet.service_manager import ServiceManager
 from overlaynet.settings import Settings
 from overlaynet.status import StatusServer
 from overlaynet.underlay import default_identity, find_underlay
@@ -48,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for warning in resolved.warnings:
         log.warning(warning)
+    if resolved.settings.privileges == "drop":
+        # While there is one thread only: those that it starts inherit what it has.
+        kept = privileges.keep_only()
+        log.debug("privileges dropped", extra=fields(kept=[Capability(number).name for number in sorted(kept)]))
     asyncio.run(_live(resolved.settings))
     return 0
 
@@ -55,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _live(settings: Settings) -> None:
     plugins = Plugins()
     plugins.load_observers()
+    manager = ServiceManager.from_environment()
+    if manager is not None:
+        plugins.register(manager, name="service manager")
 
     async def underlay(network: Network) -> tuple[Underlay, str]:
         return await _find_underlay(settings, network)
@@ -65,9 +75,22 @@ async def _live(settings: Settings) -> None:
         loop.add_signal_handler(signal_number, daemon.stop)
     log.info("starting", extra=fields(version=__version__, python=sys.version.split()[0], store=settings.store))
     async with contextlib.AsyncExitStack() as stack:
+        if manager is not None:
+            stack.callback(manager.close)
+            await stack.enter_async_context(_kept_running(manager.give_signs_of_life()))
         if settings.status_socket:
             await stack.enter_async_context(StatusServer(settings.status_socket, daemon.status))
         await daemon.run()
+
+
+@contextlib.asynccontextmanager
+async def _kept_running(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _warn_if_not_forwarding(network: Network) -> None:
