@@ -80,6 +80,7 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "public_ipv6": "2001:db8::1",
         "udp_engine": "python",
         "udp_offload": "off",
+        "privileges": "keep",
         "log_level": "debug",
         "log_format": "json",
     }
