@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlaynet.testing.daemons import DaemonProcess, wait_until
+from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.namespaces import NetworkNamespace
 
 ROOT = Path(__file__).parents[2]
@@ -134,14 +134,6 @@ def test_root_may_keep_everything(host: NetworkNamespace, tmp_path: Path) -> Non
         status = Path("/proc", str(daemon.pid), "status").read_text()
         assert f"CapEff:\t{Path('/proc/self/status').read_text().split('CapEff:')[1].split()[0]}" in status
         assert daemon.stop() == 0
-
-
-def test_without_the_capability_it_says_what_is_missing(host: NetworkNamespace, tmp_path: Path) -> None:
-    no_capability: list[str | Path] = ["setpriv", "--bounding-set", "-net_admin", *overlaynet_run()]
-    with running(host, tmp_path, no_capability) as daemon:
-        wait_until(lambda: not daemon.running, 30, "its end")
-        assert daemon.exit_status == 1
-        assert "needs root, or the capability CAP_NET_ADMIN" in daemon.log
 
 
 def test_the_unit_is_sound() -> None:
