@@ -234,6 +234,7 @@ class UdpBackend(Backend):
 
     def _choose_engine(self) -> bool:
         """Choose the class of the engine; True if it is the native one."""
+        self._engine_class = functools.partial(PythonEngine, offload=self._offload)
         if self._engine_name == "python":
             return False
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import errno
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -95,6 +96,30 @@ class Counters:
     offloads: Mapping[str, str] = attrs.field(factory=dict)
     """What the engine makes use of to cross into the kernel less often: for each by name ``on``, ``off`` or ``failing``,
     with the reason, such as ``failing: EIO (7 times)``. Empty for an engine without any."""
+
+
+@attrs.define
+class Offload:
+    """How a way to cross into the kernel less often does. It prints as in :attr:`Counters.offloads`."""
+
+    on: bool
+    """Whether it is used, when it is not failing."""
+    failing: bool = False
+    reason: int = 0
+    """The number of the error for which it is off or failing."""
+    failures: int = 0
+
+    def failed(self, reason: int) -> None:
+        """Note a failure with this error number."""
+        self.failing, self.reason, self.failures = True, reason, self.failures + 1
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.reason, str(self.reason))
+        if not self.on:
+            return f"off: {name}" if self.reason else "off"
+        if self.failing:
+            return f"failing: {name} ({self.failures} times)"
+        return f"on (failed {self.failures} times)" if self.failures else "on"
 
 
 class DeviceGone(Exception):

@@ -6,7 +6,6 @@ Importing this module raises :exc:`ImportError` where the extension module was n
 from __future__ import annotations
 
 import array
-import errno
 import os
 import struct
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from overlaynet.backends.udp import _native
-from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, PeerCounters, PeerTable
+from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, Offload, PeerCounters, PeerTable
 from overlaynet.model import Subnets
 
 # The order of the C enumerations.
@@ -124,9 +123,4 @@ def _packed_network(network: IPv4Network | IPv6Network | None) -> tuple[int, byt
 
 
 def _told(state: int, reason: int, failures: int) -> str:
-    name = errno.errorcode.get(reason, str(reason))
-    if state == _OFF:
-        return f"off: {name}" if reason else "off"
-    if state == _ON:
-        return f"on (failed {failures} times)" if failures else "on"
-    return f"failing: {name} ({failures} times)"
+    return str(Offload(on=state != _OFF, failing=state not in (_ON, _OFF), reason=reason, failures=failures))

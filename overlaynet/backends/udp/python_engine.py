@@ -1,30 +1,32 @@
-"""The engine in plain Python: one thread, one system call for each packet each way."""
+"""The engine in plain Python, in one thread.
+
+It makes one system call for each packet at the device. At the wire, packets of one size to one peer share a send, and what
+arrives together is received together, where the kernel can do that (``UDP_SEGMENT`` and ``UDP_GRO``, udp(7)).
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
-import socket
-import struct
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
 from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, PeerCounters, PeerTable
+from overlaynet.backends.udp.lookup import Prefixes, longest_match, prefixes_of
 from overlaynet.backends.udp.packets import addresses, congestion_mark, decapsulate, unreachable
+from overlaynet.backends.udp.python_wire import Wire
 from overlaynet.model import IPNetwork, Subnets
-
-T = TypeVar("T")
 
 _BURST = 64
 """Packets taken from one direction before the other, and control, have their turn."""
 _LARGEST = 65535
 """Bytes in the largest IP packet, so that no read cuts one short."""
+_LARGEST_PAYLOAD = 65507
+"""Bytes in the payload of the largest datagram over IPv4, which holds for all packets of a send together."""
 _MOST_FLOWS = 4096
 """Pairs of addresses whose peer is remembered, for each direction; past that, all are looked up again."""
 _UNREACHABLES_PER_SECOND = 1000
@@ -43,38 +45,14 @@ _SEND_ERRORS = {
     errno.ECONNREFUSED: Drop.SEND_UNREACHABLE,
 }
 
-# The outer header's type of service, or traffic class, comes beside each datagram: a byte over IPv4, an int over IPv6.
-_CONTROL_SPACE = socket.CMSG_SPACE(struct.calcsize("i"))
-_LOWEST_BYTE = 0 if sys.byteorder == "little" else -1
-
-
-class _Wire:
-    """A socket, and how to mark what it sends."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.socket = socket.socket(fileno=descriptor)
-        self.socket.setblocking(False)
-        if self.socket.family == socket.AF_INET:
-            self.version, level, option, receive = 4, socket.IPPROTO_IP, socket.IP_TOS, socket.IP_RECVTOS
-        else:
-            self.version, level, option, receive = 6, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, socket.IPV6_RECVTCLASS
-        self.socket.setsockopt(level, receive, 1)
-        self.marks = [[(level, option, struct.pack("i", mark))] for mark in range(4)]
-        """For each value of the ECN bits: what makes ``sendmsg`` put them into the outer header."""
-
 
 @attrs.frozen(eq=False)
 class _Peer:
     """Where packets for a subnet go; this node itself stands in the tables too, without a place to send to."""
 
     counters: PeerCounters
-    wire: _Wire | None = None
+    wire: Wire | None = None
     endpoint: tuple[str, int] = ("", 0)
-
-
-Prefixes: TypeAlias = Mapping[int, tuple[tuple[int, Mapping[int, T]], ...]]
-"""For each size of address (4 or 16 bytes) and prefix length, longest first: how far to shift an address to the right, and
-who has the prefix that is left."""
 
 
 @attrs.frozen
@@ -89,21 +67,24 @@ class _Table:
     """For each peer address: what may come from it."""
     counters: Mapping[Subnets, PeerCounters]
     peer_table: PeerTable
-    sent: dict[bytes, tuple[_Peer, _Wire]] = attrs.field(factory=dict)
-    """By source and destination: where packets went that went anywhere."""
+    sent: dict[bytes, _Peer] = attrs.field(factory=dict)
+    """By source and destination: to whom packets went that went to anyone."""
     received: dict[tuple[str, bytes], _Peer] = attrs.field(factory=dict)
     """By peer address, source and destination: whose packets were delivered."""
 
 
 class PythonEngine(Engine):
-    """Carries IPv4 and IPv6 packets over an IPv4 or IPv6 underlay; of each version, if this node has a subnet of it."""
+    """Carries IPv4 and IPv6 packets over an IPv4 or IPv6 underlay; of each version, if this node has a subnet of it.
+
+    :param offload: False for one system call for each packet each way, also at the wire.
+    """
 
     name = "python"
 
-    def __init__(self, tun: int, sockets: Sequence[int], mtu: int, table: PeerTable) -> None:
+    def __init__(self, tun: int, sockets: Sequence[int], mtu: int, table: PeerTable, *, offload: bool = True) -> None:
         self._tun = tun
         self._mtu = mtu
-        self._wires = [_Wire(descriptor) for descriptor in sockets]
+        self._wires = [Wire(descriptor, offload=offload) for descriptor in sockets]
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
         self._closed = False
@@ -115,8 +96,8 @@ class PythonEngine(Engine):
     def run(self) -> None:
         """See :meth:`Engine.run`."""
         poller = select.poll()
-        sockets = {wire.socket.fileno(): wire.socket for wire in self._wires}
-        for descriptor in (self._tun, self._wake, *sockets):
+        wires = {wire.socket.fileno(): wire for wire in self._wires}
+        for descriptor in (self._tun, self._wake, *wires):
             poller.register(descriptor, select.POLLIN)
         while True:
             for descriptor, events in poller.poll():
@@ -127,7 +108,7 @@ class PythonEngine(Engine):
                         raise DeviceGone("it is no longer there to be polled")
                     self._send_burst()
                 else:
-                    self._receive_burst(sockets[descriptor])
+                    self._receive_burst(wires[descriptor])
 
     def stop(self) -> None:
         """See :meth:`Engine.stop`."""
@@ -145,7 +126,17 @@ class PythonEngine(Engine):
             peers={subnets: attrs.evolve(counters) for subnets, counters in self._table.counters.items()},
             drops=dict(zip(Drop, self._drops, strict=True)),
             unreachables_sent=self._unreachables_sent,
+            offloads=self._offloads(),
         )
+
+    def _offloads(self) -> dict[str, str]:
+        offloads: dict[str, str] = {}
+        for wire in self._wires:
+            for name, offload in (("udp_segment", wire.segmentation), ("udp_gro", wire.coalescing)):
+                # With a socket of each version, the one that fails is told.
+                if name not in offloads or str(offload) != "on":
+                    offloads[name] = str(offload)
+        return offloads
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
@@ -155,46 +146,71 @@ class PythonEngine(Engine):
             self._closed = True
             os.close(self._wake)
         for wire in self._wires:
-            wire.socket.detach()
+            wire.close()
 
     # The packet path. Names that every packet needs are made local first, and what was found out about a pair of addresses
     # is remembered as long as the table is: to look it up anew would take a third of the time that Python needs here.
 
     def _send_burst(self) -> None:
         """Take packets out of the device and send them, until there is none or the burst is full."""
-        table, tun, mtu, drops, read = self._table, self._tun, self._mtu, self._drops, os.read
+        table, tun, mtu, read = self._table, self._tun, self._mtu, os.read
         known = table.sent
-        for _ in range(_BURST):
-            try:
-                packet = read(tun, _LARGEST)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise DeviceGone(str(error)) from error
-            size = len(packet)
-            pair = addresses(packet)
-            found = known.get(pair) or self._find_way(table, packet, pair)
-            if found is None:
-                continue
-            if size > mtu:
-                drops[Drop.TOO_BIG] += 1
-                continue
-            peer, wire = found
-            mark = congestion_mark(packet)
-            try:
-                if mark:
-                    wire.socket.sendmsg((packet,), wire.marks[mark], 0, peer.endpoint)
-                else:
-                    wire.socket.sendto(packet, peer.endpoint)
-            except OSError as error:
-                drops[_SEND_ERRORS.get(error.errno or 0, Drop.SEND_FAILED)] += 1
-                continue
-            counters = peer.counters
-            counters.sent_packets += 1
-            counters.sent_bytes += size
+        most = min((wire.most_segments() for wire in self._wires), default=1)
+        # What waits to be sent: packets of one size to one peer with one mark; the last one may be smaller.
+        run: list[bytes] = []
+        run_peer: _Peer | None = None
+        run_mark = run_size = room = 0
+        try:
+            for _ in range(_BURST):
+                try:
+                    packet = read(tun, _LARGEST)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    raise DeviceGone(str(error)) from error
+                pair = addresses(packet)
+                peer = known.get(pair) or self._find_peer(table, packet, pair)
+                if peer is None:
+                    continue
+                size = len(packet)
+                if size > mtu:
+                    self._drops[Drop.TOO_BIG] += 1
+                    continue
+                mark = congestion_mark(packet)
+                if peer is run_peer and mark == run_mark and size <= run_size and size <= room and len(run) < most:
+                    run.append(packet)
+                    room = room - size if size == run_size else 0
+                    continue
+                if run_peer is not None:
+                    self._send(run_peer, run, run_mark)
+                run, run_peer, run_mark, run_size, room = [packet], peer, mark, size, _LARGEST_PAYLOAD - size
+        finally:
+            if run_peer is not None:
+                self._send(run_peer, run, run_mark)
 
-    def _find_way(self, table: _Table, packet: bytes, pair: bytes) -> tuple[_Peer, _Wire] | None:
-        """Where a packet out of the device goes; ``None`` if nowhere, which is then counted, and answered if it may be."""
+    def _send(self, peer: _Peer, packets: list[bytes], mark: int) -> None:
+        """Send packets of one size, of which only the last may be smaller; singly, if that is what it takes."""
+        wire, count = peer.wire, len(packets)
+        if wire is None:
+            return
+        try:
+            wire.send(packets, mark, peer.endpoint)
+        except OSError as error:
+            if count > 1 and wire.refused(error):
+                before = peer.counters.sent_packets
+                for packet in packets:
+                    self._send(peer, [packet], mark)
+                if peer.counters.sent_packets > before:
+                    wire.segmentation_failed(error)
+            else:
+                self._drops[_SEND_ERRORS.get(error.errno or 0, Drop.SEND_FAILED)] += count
+            return
+        counters = peer.counters
+        counters.sent_packets += count
+        counters.sent_bytes += len(packets[0]) * (count - 1) + len(packets[-1])
+
+    def _find_peer(self, table: _Table, packet: bytes, pair: bytes) -> _Peer | None:
+        """To whom a packet out of the device goes; if to nobody, that is counted, and answered if it may be."""
         destination = pair[len(pair) // 2 :]
         if not pair:
             reason = Drop.MALFORMED
@@ -207,21 +223,22 @@ class PythonEngine(Engine):
             if peer is not None and peer.wire is not None:
                 if len(table.sent) >= _MOST_FLOWS:
                     table.sent.clear()
-                found = table.sent[pair] = (peer, peer.wire)
-                return found
+                table.sent[pair] = peer
+                return peer
             reason = Drop.NO_ROUTE
         self._drops[reason] += 1
         if reason is Drop.NO_ROUTE:
             self._answer(packet, table)
         return None
 
-    def _receive_burst(self, wire: socket.socket) -> None:
+    def _receive_burst(self, wire: Wire) -> None:
         """Take datagrams off the wire and write what may be delivered to the device, until there is none or as above."""
-        table, tun, drops, receive, write = self._table, self._tun, self._drops, wire.recvmsg, os.write
+        table, tun, drops, receive, write = self._table, self._tun, self._drops, wire.receive, os.write
         known = table.received
-        for _ in range(_BURST):
+        taken = 0
+        while taken < _BURST:
             try:
-                packet, control, _, sender = receive(_LARGEST, _CONTROL_SPACE)
+                packets, mark, sender = receive()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -229,25 +246,26 @@ class PythonEngine(Engine):
                     raise
                 # An ICMP error about what was sent earlier, say; to report it has cleared it.
                 drops[Drop.RECEIVE_FAILED] += 1
+                taken += 1
                 continue
-            pair = addresses(packet)
-            peer = known.get((sender[0], pair)) or self._admit(table, sender[0], pair)
-            if peer is None:
-                continue
-            if control and (mark := control[0][2][_LOWEST_BYTE] & 3):
-                marked = decapsulate(packet, mark)
-                if marked is None:
+            taken += len(packets)
+            for packet in packets:
+                pair = addresses(packet)
+                peer = known.get((sender, pair)) or self._admit(table, sender, pair)
+                if peer is None:
+                    continue
+                delivered = decapsulate(packet, mark) if mark else packet
+                if delivered is None:
                     drops[Drop.CONGESTION] += 1
                     continue
-                packet = marked
-            try:
-                write(tun, packet)
-            except OSError:
-                drops[Drop.DEVICE_FAILED] += 1
-                continue
-            counters = peer.counters
-            counters.received_packets += 1
-            counters.received_bytes += len(packet)
+                try:
+                    write(tun, delivered)
+                except OSError:
+                    drops[Drop.DEVICE_FAILED] += 1
+                    continue
+                counters = peer.counters
+                counters.received_packets += 1
+                counters.received_bytes += len(packet)
 
     def _admit(self, table: _Table, sender: str, pair: bytes) -> _Peer | None:
         """Whose packet it is that came off the wire; ``None`` if it may not be delivered, which is then counted."""
@@ -312,26 +330,6 @@ class PythonEngine(Engine):
             counters=kept,
             peer_table=table,
         )
-
-
-def prefixes_of(subnets: Iterable[tuple[IPNetwork, T]]) -> Prefixes[T]:
-    """Tables for :func:`longest_match`. Of two entries for the same subnet the first counts."""
-    found: dict[int, dict[int, dict[int, T]]] = {}
-    for subnet, holder in subnets:
-        shift = subnet.max_prefixlen - subnet.prefixlen
-        lengths = found.setdefault(subnet.max_prefixlen // 8, {})
-        lengths.setdefault(shift, {}).setdefault(int(subnet.network_address) >> shift, holder)
-    return {size: tuple(sorted(lengths.items())) for size, lengths in found.items()}
-
-
-def longest_match(prefixes: Prefixes[T], address: bytes) -> T | None:
-    """Who has the longest prefix of ``address``; ``None`` if nobody has one."""
-    number = int.from_bytes(address, "big")
-    for shift, holders in prefixes.get(len(address), ()):
-        holder = holders.get(number >> shift)
-        if holder is not None:
-            return holder
-    return None
 
 
 class TokenBucket:
