@@ -5,6 +5,7 @@ import os
 import random
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -592,6 +593,48 @@ def test_neither_direction_starves(engine: type[Engine], families: tuple[int, in
     last_error, last_delivered = (239 - protocols[::-1].index(protocol) for protocol in (protocols[0], 17))
     assert protocols.index(17) < last_error
     assert last_error < last_delivered
+
+
+SIZES = [100, 100, 100, 60, 100, 100, 0, 0, 200, 199, 200, 1300, 1300, 1300, 7]
+
+
+def test_packets_that_may_share_a_send_arrive_one_by_one_and_in_order(
+    engine: type[Engine], families: tuple[int, int]
+) -> None:
+    with Rig(engine, families, device=udp_pair(), running=False) as rig:
+        sent = [
+            rig.packet("10.244.1.1", "10.244.2.1", bytes([number]) * size, ecn=number // 7 % 3)
+            for number, size in enumerate(SIZES * 4)
+        ]
+        for each in sent:
+            rig.kernel.send(each)
+        rig.run()
+        assert [rig.second.recv(65535) for _ in sent] == sent
+        rig.settle(len(sent))
+        counters = rig.engine.counters().peers[SECOND]
+        assert (counters.sent_packets, counters.sent_bytes) == (len(sent), sum(map(len, sent)))
+        assert rig.drops() == {}
+
+
+UDP_SEGMENT = 103
+
+
+def test_each_packet_of_a_run_off_the_wire_is_looked_at(rig: Rig) -> None:
+    good = [rig.packet("10.244.2.1", "10.244.1.1", bytes(40)), rig.packet("10.244.2.2", "10.244.1.1", bytes(40))]
+    size = len(good[0])
+    run = [
+        good[0],
+        rig.packet("10.244.4.1", "10.244.1.1", bytes(40)),
+        rig.packet("10.244.2.1", "10.244.3.1", bytes(40)),
+        bytes(size),
+        good[1],
+        good[0][:-1],
+    ]
+    control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", size))]
+    rig.second.sendmsg(run, control, 0, rig.wire.getsockname())
+    assert {rig.kernel.recv(65535) for _ in good} == set(good)
+    rig.settle(6)
+    assert rig.drops() == {Drop.SPOOFED_SOURCE: 1, Drop.FOREIGN_DESTINATION: 1, Drop.MALFORMED: 2}
 
 
 def test_a_busy_engine_stops(rig: Rig) -> None:

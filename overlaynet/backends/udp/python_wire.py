@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 import sys
-import time
+from time import monotonic
 
 from overlaynet.backends.udp.engine import Offload
 
@@ -59,7 +59,7 @@ class Wire:
 
     def most_segments(self) -> int:
         """How many packets of one size (the last may be smaller) can be handed to :meth:`send` now."""
-        if not self.segmentation.on or time.monotonic() < self._retry_at:
+        if not self.segmentation.on or monotonic() < self._retry_at:
             return 1
         return MOST_SEGMENTS
 
@@ -84,7 +84,7 @@ class Wire:
     def segmentation_failed(self, error: OSError) -> None:
         """What was refused together could be sent one by one: do so for a while."""
         self.segmentation.failed(error.errno or 0)
-        self._retry_at = time.monotonic() + _RETRY
+        self._retry_at = monotonic() + _RETRY
 
     def receive(self) -> tuple[list[bytes], int, str]:
         """Packets that came in the payloads of datagrams, one in each; the ECN bits of their outer headers; the sender.
