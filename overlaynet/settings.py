@@ -182,7 +182,8 @@ class Settings:
     )
     public_ipv6: str | None = setting(
         None,
-        "IPv6 address at which the other hosts reach this one; by default that of the interface",
+        "IPv6 address at which the other hosts reach this one; by default that of the interface, "
+        "if the overlay has IPv6 or the interface has no IPv4",
         group="underlay",
         metavar="ADDRESS",
         check=_address(IPv6Address, "IPv6"),
@@ -213,7 +214,7 @@ class Settings:
     )
     udp_offload: str = setting(
         "auto",
-        "offloads of the udp backend's native engine: auto for what the kernel has, or off",
+        "offloads of the udp backend's engines: auto for what the kernel has, or off",
         group="node",
         metavar="auto|off",
         check=options.one_of("auto", "off"),

@@ -1,13 +1,16 @@
 """Overlays and underlays of either IP version, and of both: real daemons, real devices and real packets."""
 
 import errno
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
 
 from overlaynet.testing.capture import Capture, Packet
-from overlaynet.testing.lab import NETWORK, NETWORK6, Container, Host, Lab, wait_until
+from overlaynet.testing.etcd import EtcdServer
+from overlaynet.testing.lab import NETWORK, NETWORK6, SWITCH_ADDRESS6, Container, Host, Lab, wait_until
 from overlaynet.testing.packets import IPv4
 
 
@@ -354,3 +357,28 @@ def test_where_the_overlay_is_of_ipv4_a_host_with_both_stays_with_ipv4() -> None
             None,
             1472,
         )
+
+
+def test_an_overlay_of_ipv6_alone_on_an_etcd_that_is_reached_by_ipv6() -> None:
+    """flannel's nodes, which know each other by their IPv4 addresses alone, take each other's lease here."""
+    with (
+        Lab("dualstack", overlay=None, overlay6=NETWORK6, underlay=(6,)) as lab,
+        EtcdServer(str(SWITCH_ADDRESS6.ip), network_namespace=lab.switch.name) as etcd,
+    ):
+        store: list[str | Path] = ["--store", "etcd", "--etcd-endpoints", etcd.endpoint]
+        for host in lab.hosts:
+            host.start_overlaynet(store)
+            host.connect_containers()
+        lab.wait_until_acquainted()
+        status, output = ping(lab.containers[0], str(lab.containers[1].ip6))
+        assert status == 0, output
+        listed = lab.switch.execute([sys.executable, "-P", "-m", "overlaynet", "leases", "--json", *store[2:]]).stdout
+        assert "fd00:10:244:1::/64" in listed
+        assert "fd00:10:244:2::/64" in listed
+        # A restart finds its lease again.
+        host = lab.hosts[0]
+        assert host.daemon is not None
+        host.daemon.kill()
+        host.subnet_file.unlink()
+        host.start_overlaynet(store)
+        assert host.status()["subnets"] == ["fd00:10:244:1::/64"]
