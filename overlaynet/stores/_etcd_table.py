@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Conditions = Sequence[Mapping[str, str]]
+"""Comparisons of a transaction that must all hold for its key."""
+
+_MISSING: Conditions = ({"target": "CREATE", "create_revision": "0"},)
+_VERSION = re.compile(r"([1-9][0-9]{0,18})(?:/([1-9][0-9]{0,18}))?")
 _CALLS_AT_ONCE = 16
 _NOT_FOUND = 5
 _FAILED_PRECONDITION = 9
@@ -38,7 +44,11 @@ class EtcdRecord(Record):
 
 
 class EtcdTable(Table):
-    """A table whose records are the keys of etcd under ``root``; a record's version is its ``mod_revision``.
+    """A table whose records are the keys of etcd under ``root``.
+
+    A record's version is its ``mod_revision`` and, after a slash, the id of its etcd lease. The revision alone would do
+    if etcd never lost its data: one that was wiped or restored gives the same revisions out again, and a former holder
+    would write over its successor. The ids are random, and each is used for one write only.
 
     Each record with a lifetime has an etcd lease of its own, granted before the write and revoked when the record is
     written over or deleted, so that no empty lease is left. etcd counts whole seconds: lifetimes are rounded up.
@@ -57,20 +67,19 @@ class EtcdTable(Table):
         return await self._in_thread(self._list, prefix)
 
     async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
-        condition = {"target": "CREATE", "create_revision": "0"}
-        return await self._in_thread(self._write, key, value, ttl, condition)
+        return await self._in_thread(self._write, key, value, ttl, _MISSING)
 
     async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
-        condition = _unchanged(record)
-        if condition is None:
+        conditions = _unchanged(record)
+        if conditions is None:
             return None
-        return await self._in_thread(self._write, record.key, value, ttl, condition)
+        return await self._in_thread(self._write, record.key, value, ttl, conditions)
 
     async def delete(self, record: Record) -> bool:
-        condition = _unchanged(record)
-        if condition is None:
+        conditions = _unchanged(record)
+        if conditions is None:
             return False
-        return await self._in_thread(self._delete, record.key, condition)
+        return await self._in_thread(self._delete, record.key, conditions)
 
     async def watch(self, prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
         watcher = Watcher(self._client, self._key(prefix), self._record)
@@ -102,13 +111,13 @@ class EtcdTable(Table):
         _, found = self._client.call("kv/range", replies.prefix_range(self._key(prefix)), replies.read_range)
         return {record.key: record for record in map(self._record, found)}
 
-    def _write(self, key: str, value: bytes, ttl: float, condition: Mapping[str, str]) -> EtcdRecord | None:
+    def _write(self, key: str, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
         lease = self._grant(ttl) if ttl != math.inf else 0
         put: dict[str, Any] = {"key": replies.encode(self._key(key)), "value": replies.encode(value), "prev_kv": True}
         if lease:
             put["lease"] = str(lease)
         try:
-            written = self._transact(key, condition, {"request_put": put})
+            written = self._transact(key, conditions, {"request_put": put})
         except OutcomeUnknown:
             raise  # the record may be there, and would vanish with the lease
         except OverlaynetError:
@@ -118,17 +127,17 @@ class EtcdTable(Table):
             self._revoke(lease)
             return None
         self._revoke_unused(written.previous_lease)
-        return EtcdRecord(key, value, str(written.revision), ttl, lease)
+        return EtcdRecord(key, value, _version(written.revision, lease), ttl, lease)
 
-    def _delete(self, key: str, condition: Mapping[str, str]) -> bool:
+    def _delete(self, key: str, conditions: Conditions) -> bool:
         delete = {"key": replies.encode(self._key(key)), "prev_kv": True}
-        deleted = self._transact(key, condition, {"request_delete_range": delete})
+        deleted = self._transact(key, conditions, {"request_delete_range": delete})
         self._revoke_unused(deleted.previous_lease)
         return deleted.succeeded
 
-    def _transact(self, key: str, condition: Mapping[str, str], operation: Mapping[str, Any]) -> replies.Transacted:
-        compare = {"key": replies.encode(self._key(key)), "result": "EQUAL", **condition}
-        body = {"compare": [compare], "success": [operation]}
+    def _transact(self, key: str, conditions: Conditions, operation: Mapping[str, Any]) -> replies.Transacted:
+        compare = [{"key": replies.encode(self._key(key)), "result": "EQUAL", **each} for each in conditions]
+        body = {"compare": compare, "success": [operation]}
         try:
             return self._client.call("kv/txn", body, replies.read_transaction, repeatable=False)
         except Refused as refusal:
@@ -194,15 +203,19 @@ class EtcdTable(Table):
         # A key that is no UTF-8 is nobody's lease; it is shown, so that it can be reported.
         key = found.key.removeprefix(root).decode("utf-8", "backslashreplace")
         never = math.inf if found.lease == 0 else None
-        return EtcdRecord(key, found.value, str(found.revision), never, found.lease)
+        return EtcdRecord(key, found.value, _version(found.revision, found.lease), never, found.lease)
 
 
-def _unchanged(record: Record) -> Mapping[str, str] | None:
-    """The condition that a key is still at this version; ``None`` if it can not be.
+def _version(revision: int, lease: int) -> str:
+    return f"{revision}/{lease}" if lease else str(revision)
+
+
+def _unchanged(record: Record) -> Conditions | None:
+    """The conditions that a key is still at this version; ``None`` if it can not be.
 
     Revision 0 is how etcd says that a key does not exist.
     """
-    version = record.version
-    if not (version.isascii() and version.isdigit()) or int(version) == 0:
+    match = _VERSION.fullmatch(record.version)
+    if match is None:
         return None
-    return {"target": "MOD", "mod_revision": version}
+    return {"target": "MOD", "mod_revision": match[1]}, {"target": "LEASE", "lease": match[2] or "0"}

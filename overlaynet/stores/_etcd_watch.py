@@ -2,7 +2,9 @@
 
 etcd3gw's watch falls silent for ever when etcd restarts, compacts or loses its leader, so this one speaks to the gateway
 itself: one connection to one endpoint, first ``kv/range``, then the endless answer to ``watch``. What breaks is resumed
-after the last event seen, at the next endpoint; a compaction, or an etcd that lost its data, leads to a fresh list.
+after the last event seen, at the next endpoint, if etcd still has that event: else it was compacted, wiped or restored
+from a copy meanwhile, and a fresh list is made. Its revision or its cluster's id would not tell: a wiped etcd has the same
+id, and may have overtaken the revision.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _STEADY = 10.0
 """A watch that lasted this many seconds before it broke is opened again without much delay."""
 _CLOSE_SECONDS = 1.0
+_OUT_OF_RANGE = 11
 
 
 class Watcher:
@@ -58,6 +61,8 @@ class Watcher:
         self._listing: dict[str, Record] | None = None
         self._next_revision = 0
         self._cluster = 0
+        self._last: replies.KeyValue | None = None
+        """The last event seen, if there is no mistaking it: a record with an etcd lease, whose id is never used again."""
         self._endpoints = deque(client.rotation())
         self._token: str | None = None
         self._token_refused = False
@@ -106,7 +111,7 @@ class Watcher:
                 self._watch(self._endpoints[0])
             except _ListAnew as reason:
                 log.info("listing anew", extra=fields(endpoint=self._endpoints[0], reason=reason))
-                self._listing = None
+                self._last = None
             except Refused as refusal:
                 if self._token_refused or not refusal.by_token or not self._client.forget_token(self._token):
                     raise self._client.explained(refusal) from refusal
@@ -127,7 +132,7 @@ class Watcher:
                 return
             self._connection = connection
         try:
-            if self._listing is None:
+            if not self._continues(connection):
                 self._list(connection)
             create = {**self._range, "start_revision": str(self._next_revision)}
             for document in connection.stream("watch", {"create_request": create}, self._token):
@@ -137,11 +142,28 @@ class Watcher:
                 self._connection = None
             connection.close()
 
+    def _continues(self, connection: Connection) -> bool:
+        """Whether the listing may be carried on: etcd still has the last event seen, and so all that was before it."""
+        if self._last is None:
+            return False
+        then = {"key": replies.encode(self._last.key), "revision": str(self._last.revision)}
+        try:
+            _, found = _read(replies.read_range, connection.call("kv/range", then, self._token))
+        except Refused as refusal:
+            if refusal.code != _OUT_OF_RANGE:  # the revision is compacted away, or has not been yet
+                raise
+            found = ()
+        if found != (self._last,):
+            log.info("listing anew", extra=fields(endpoint=self._endpoints[0], reason="etcd lost what was seen last"))
+            return False
+        return True
+
     def _list(self, connection: Connection) -> None:
         header, found = _read(replies.read_range, connection.call("kv/range", self._range, self._token))
         self._listing = {record.key: record for record in map(self._read_record, found)}
         self._next_revision = header.revision + 1
         self._cluster = header.cluster
+        self._last = None
         self._newest.put(dict(self._listing))
 
     def _take(self, reply: replies.WatchReply) -> None:
@@ -163,6 +185,7 @@ class Watcher:
                     self._listing[record.key] = record
                 # Never the header's revision: etcd sends old events in batches, each with the newest revision.
                 self._next_revision = max(self._next_revision, found.revision + 1)
+                self._last = found if found.lease and not deleted else None
             self._newest.put(dict(self._listing))
 
     def _stands(self) -> None:

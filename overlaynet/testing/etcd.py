@@ -195,6 +195,19 @@ class EtcdServer:
         """Let it go on after :meth:`pause`."""
         self._running().send_signal(signal.SIGCONT)
 
+    def wipe(self) -> None:
+        """Remove its data, while it does not run: it starts as an empty etcd, which takes itself for the same cluster."""
+        shutil.rmtree(self._data())
+
+    def back_up(self, directory: Path) -> None:
+        """Copy its data, while it does not run, to a directory that does not exist yet."""
+        shutil.copytree(self._data(), directory)
+
+    def restore(self, directory: Path) -> None:
+        """Put what :meth:`back_up` copied in place of its data, while it does not run."""
+        self.wipe()
+        shutil.copytree(directory, self._data())
+
     def close(self) -> None:
         """Kill it and remove its data; idempotent."""
         self.kill()
@@ -303,6 +316,11 @@ class EtcdServer:
         if self._process is None:
             raise OverlaynetError(f"the etcd at {self.endpoint} is not running")
         return self._process
+
+    def _data(self) -> Path:
+        if self._process is not None:
+            raise OverlaynetError(f"the etcd at {self.endpoint} is running; stop it before its data is touched")
+        return self._home() / f"{self._name}.data"
 
     def _home(self) -> Path:
         if self._directory is None:

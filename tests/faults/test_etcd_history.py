@@ -1,0 +1,165 @@
+"""etcd whose history is not what it was: wiped, restored from an older copy, compacted at every moment."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from overlaynet import network
+from overlaynet.errors import LeaseLost, StoreUnavailable
+from overlaynet.model import Lease, LeaseRequest, Snapshot, Subnets
+from overlaynet.stores._etcd_settings import Timeouts
+from overlaynet.stores.etcd import EtcdOptions, EtcdStore
+from overlaynet.table import Record
+from overlaynet.testing.etcd import EtcdServer
+from overlaynet.testing.relay import Relay
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 30.0
+NETWORK = network.parse('{"Network": "10.244.0.0/16"}')
+SUBNET = Subnets(ipv4=IPv4Network("10.244.7.0/24"))
+
+MakeStore = Callable[[str], EtcdStore]
+
+_numbers = itertools.count()
+
+
+class HastyStore(EtcdStore):
+    timeouts = Timeouts(connect=1.0, answer=2.0, silence=1.0, patience=10.0)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[EtcdServer]:
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+def etcd() -> Iterator[EtcdServer]:
+    """An etcd of the test's own: its first write always has the same revision."""
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def make_store() -> AsyncIterator[MakeStore]:
+    made: list[EtcdStore] = []
+    prefix = f"/test{next(_numbers)}"
+
+    def make_store(endpoint: str) -> EtcdStore:
+        made.append(HastyStore(EtcdOptions(endpoints=(endpoint,), prefix=prefix)))
+        return made[-1]
+
+    yield make_store
+    for store in made:
+        await store.aclose()
+
+
+def request(node: str, previous: Subnets | None = None) -> LeaseRequest:
+    return LeaseRequest(node=node, run="1", public_ipv4=IPv4Address("192.0.2.1"), previous=previous)
+
+
+async def until(
+    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
+) -> Mapping[str, Record]:
+    async with asyncio.timeout(PATIENCE):
+        async for listing in listings:
+            if condition(listing):
+                return listing
+    raise AssertionError("the watch ended")
+
+
+def overtake(etcd: EtcdServer, revision: int) -> None:
+    """Let others write until etcd is far beyond a revision."""
+    while int(etcd.post("/v3/kv/put", {"key": "b3RoZXJz", "value": ""})["header"]["revision"]) < revision + 20:
+        pass
+
+
+def revision(etcd: EtcdServer) -> int:
+    return int(etcd.post("/v3/kv/range", {"key": "AA=="})["header"]["revision"])
+
+
+# Wiped and restored
+
+
+async def test_a_renewal_never_writes_over_a_lease_that_was_claimed_in_a_wiped_etcd(
+    etcd: EtcdServer, make_store: MakeStore
+) -> None:
+    """In an etcd that begins anew, another node's record can have the very revision that ours had in the old one."""
+    former, later = make_store(etcd.endpoint), make_store(etcd.endpoint)
+    lost = await former.acquire(NETWORK, request("former", SUBNET))
+    before = revision(etcd)
+    etcd.kill()
+    etcd.wipe()
+    etcd.start()
+    held = await later.acquire(NETWORK, request("later", SUBNET))
+    assert revision(etcd) == before
+    assert held.subnets == lost.subnets
+    with pytest.raises(LeaseLost, match="was taken by node later"):
+        await former.renew(NETWORK, lost)
+    await former.release(lost)
+    assert [lease.node for lease in (await later.leases()).leases] == ["later"]
+    await later.renew(NETWORK, held)
+
+
+async def test_a_node_takes_its_subnet_back_in_a_wiped_etcd(etcd: EtcdServer, make_store: MakeStore) -> None:
+    store = make_store(etcd.endpoint)
+    lease = await store.acquire(NETWORK, request("a"))
+    etcd.kill()
+    etcd.wipe()
+    etcd.start()
+    renewed = await store.renew(NETWORK, lease)
+    assert renewed.subnets == lease.subnets
+    assert [found.node for found in (await store.leases()).leases] == ["a"]
+
+
+@pytest.mark.parametrize("overtaken", [False, True], ids=["lower revision", "overtaken"])
+@pytest.mark.parametrize("fate", ["wiped", "restored"])
+@pytest.mark.parametrize("seen", ["a listing", "a record", "an eternal record", "a deletion"])
+async def test_a_watch_sees_that_etcd_has_another_history(
+    etcd: EtcdServer, make_store: MakeStore, tmp_path: Path, seen: str, fate: str, overtaken: bool
+) -> None:
+    async with Relay("127.0.0.1", etcd.port) as relay:
+        writer, reader = make_store(etcd.endpoint).table, make_store(f"http://127.0.0.1:{relay.port}").table
+        former = await writer.create("subnets/former", b"", 600.0)
+        assert former is not None
+        assert await writer.create("subnets/second", b"", 600.0) is not None
+        etcd.stop()
+        etcd.back_up(tmp_path / "backup")
+        etcd.start()
+        assert await writer.delete(former)
+        third = await writer.create("subnets/third", b"", 600.0)
+        assert third is not None
+        expected = {"subnets/second", "subnets/third"}
+        async with aclosing(reader.watch("subnets/")) as listings:
+            await until(listings, lambda listing: set(listing) == expected)
+            if seen == "a record":
+                await writer.create("subnets/fourth", b"", 600.0)
+                await until(listings, lambda listing: "subnets/fourth" in listing)
+            elif seen == "an eternal record":
+                await writer.create("subnets/fourth", b"")
+                await until(listings, lambda listing: "subnets/fourth" in listing)
+            elif seen == "a deletion":
+                await writer.delete(third)
+                await until(listings, lambda listing: "subnets/third" not in listing)
+            before = revision(etcd)
+            await relay.refuse()
+            etcd.kill()
+            if fate == "wiped":
+                etcd.wipe()
+            else:
+                etcd.restore(tmp_path / "backup")
+            etcd.start()
+            if overtaken:
+                overtake(etcd, before)
+            assert (revision(etcd) > before) == overtaken
+            await relay.accept()
+            now = {"subnets/former", "subnets/second"} if fate == "restored" else set()
+            await until(listings, lambda listing: set(listing) == now)
+            await writer.create("subnets/later", b"", 600.0)
+            await until(listings, lambda listing: set(listing) == {*now, "subnets/later"})
