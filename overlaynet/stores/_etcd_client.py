@@ -62,6 +62,8 @@ class EtcdClient:
         self._lock = threading.Lock()
         self._gateways: dict[Endpoint, Etcd3Client] = {}
         self._context: ssl.SSLContext | None = None
+        self._context_state: tuple[object, ...] = ()
+        self._unreadable_state: tuple[object, ...] = ()
         self._token: str | None = None
         self._authenticated = False
         self._closed = False
@@ -138,23 +140,18 @@ class EtcdClient:
         return self._credentials is not None
 
     def context(self) -> ssl.SSLContext:
-        """The TLS settings. :raises StoreError: naming the file that cannot be read."""
+        """The TLS settings, made of what the files hold now. :raises StoreError: naming the file that cannot be read.
+
+        Files that cannot be read any more change nothing: they may be in the middle of being replaced.
+        """
         with self._lock:
             return self._tls_context()
-
-    def forget_certificates(self) -> None:
-        """Read the TLS files anew for the next connection: they may have been replaced."""
-        with self._lock:
-            self._context = None
-            gateways = list(self._gateways.values())
-            self._gateways.clear()
-        for gateway in gateways:
-            gateway.session.close()
 
     def unserved(self, failures: Mapping[Endpoint, EndpointError]) -> OverlaynetError:
         """What to raise when every endpoint has failed."""
         if any(failure.hopeless for failure in failures.values()):
-            self.forget_certificates()
+            # Read the files again, even if they look the same: clocks of file systems are coarse.
+            self._context_state = ()
         if all(failure.hopeless for failure in failures.values()):
             return StoreError(f"{self} cannot be used: {_reasons(failures)}")
         return StoreUnavailable(self._unserved_text(failures))
@@ -259,12 +256,11 @@ class EtcdClient:
     def _gateway(self, endpoint: Endpoint) -> Etcd3Client:
         with self._lock:
             self.check_open()
+            context = self._tls_context() if endpoint.scheme == "https" else None
             if endpoint not in self._gateways:
                 session = requests.Session()
                 session.trust_env = False  # no proxy, no .netrc, no REQUESTS_CA_BUNDLE: they go behind our settings
-                session.mount(
-                    f"{endpoint.scheme}://", _Adapter(self._tls_context() if endpoint.scheme == "https" else None)
-                )
+                session.mount(f"{endpoint.scheme}://", _Adapter(context))
                 self._gateways[endpoint] = Etcd3Client(
                     host=endpoint.host,
                     port=endpoint.port,
@@ -277,9 +273,24 @@ class EtcdClient:
             return self._gateways[endpoint]
 
     def _tls_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = self._tls.context()
-        return self._context
+        """The TLS settings; made anew if their files have changed, for all connections from now on."""
+        state = self._tls.state()
+        if self._context is not None and state == self._context_state:
+            return self._context
+        try:
+            context = self._tls.context()
+        except StoreError as error:
+            if self._context is None:
+                raise
+            if state != self._unreadable_state:
+                self._unreadable_state = state
+                log.warning("certificates not replaced, the former ones are kept", extra=fields(reason=error))
+            return self._context
+        self._context, self._context_state = context, state
+        for gateway in self._gateways.values():
+            gateway.session.close()
+        self._gateways.clear()
+        return context
 
     def _unserved_text(self, failures: Mapping[Endpoint, EndpointError]) -> str:
         return f"{self} does not answer ({_reasons(failures)})"

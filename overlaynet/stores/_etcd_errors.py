@@ -90,7 +90,12 @@ def from_exception(error: BaseException, endpoint: Endpoint) -> EndpointError:
     def first(*kinds: type[BaseException]) -> BaseException | None:
         return next((cause for cause in causes if isinstance(cause, kinds)), None)
 
-    unconnected = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError, socket.gaierror)
+    unconnected = (
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.ConnectTimeoutError,
+        urllib3.exceptions.ClosedPoolError,
+        socket.gaierror,
+    )
     executed = (
         first(*unconnected, requests.ConnectTimeout, ConnectionRefusedError, ssl.SSLCertVerificationError) is None
     )

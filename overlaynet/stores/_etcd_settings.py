@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import ssl
 from collections.abc import Sequence
@@ -88,6 +89,10 @@ class TLSFiles:
     certfile: str | None = None
     keyfile: str | None = None
 
+    def state(self) -> tuple[object, ...]:
+        """Something that changes when one of the files is replaced, written, or gone. Cheap."""
+        return tuple(_file_state(path) for path in (self.cafile, self.certfile, self.keyfile) if path is not None)
+
     def context(self) -> ssl.SSLContext:
         """Read the files. Without a CA file, the authorities of the system are trusted. Server names are checked.
 
@@ -134,6 +139,14 @@ class Credentials:
         if not password:
             raise StoreError(f"--etcd-password-file: {self.password_file} is empty")
         return password
+
+
+def _file_state(path: str) -> object:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return error.errno
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _check_readable(path: str, option: str) -> None:

@@ -3,12 +3,16 @@
 import asyncio
 import base64
 import itertools
+import os
 import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
@@ -45,9 +49,25 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[EtcdServer]:
-    """An etcd that knows users: ``writer`` for all under /guarded, ``stranger`` for nothing."""
-    with EtcdServer(arguments=["--auth-token-ttl", str(TOKEN_TTL), "--bcrypt-cost", "4"]) as server:
+def successor(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Of another authority, for the same server."""
+    return make_certificates(tmp_path_factory.mktemp("successor"))
+
+
+@pytest.fixture(scope="module", params=["simple", "jwt"])
+def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """An etcd that knows users: ``writer`` for all under /guarded, ``stranger`` for nothing.
+
+    Its tokens are random texts that it remembers for a while, or signed ones that say themselves when they end.
+    """
+    tokens = ["--auth-token-ttl", str(TOKEN_TTL)]
+    if request.param == "jwt":
+        key = tmp_path_factory.mktemp("tokens") / "key.pem"
+        public = key.with_name("public.pem")
+        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        subprocess.run(["openssl", "rsa", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
+        tokens = ["--auth-token", f"jwt,pub-key={public},priv-key={key},sign-method=RS256,ttl={TOKEN_TTL}s"]
+    with EtcdServer(arguments=[*tokens, "--bcrypt-cost", "4"]) as server:
         enable_users(server)
         yield server
 
@@ -295,6 +315,13 @@ async def test_a_certificate_for_another_name_is_named(foreign: Certificates, op
         )
 
 
+async def test_a_server_is_known_by_the_name_it_is_asked_for(open_table: OpenTable, tmp_path: Path) -> None:
+    named = make_certificates(tmp_path, server_names=["DNS:localhost"])
+    with EtcdServer(certificates=named) as server:
+        await check_works(open_table(f"https://localhost:{server.port}", cafile=named.cafile))
+        assert "its certificate is another server's" in await refusal(open_table(server.endpoint, cafile=named.cafile))
+
+
 @pytest.mark.parametrize("attempt", range(5))  # etcd may hang up before or after the request is written
 async def test_a_missing_client_certificate_is_asked_for(
     exclusive: EtcdServer, certificates: Certificates, open_table: OpenTable, attempt: int
@@ -330,6 +357,102 @@ async def test_a_certificate_that_was_replaced_is_taken(
     shutil.copy(certificates.client_certificate, certificate)
     shutil.copy(certificates.client_key, key)
     await check_works(table)
+
+
+def copied(certificates: Certificates, directory: Path) -> Certificates:
+    """The same, as files of the test's own."""
+    directory.mkdir(exist_ok=True)
+    names = attrs.asdict(certificates)
+    return Certificates(**{name: shutil.copy(path, directory / path.name) for name, path in names.items()})
+
+
+def replace(path: Path, by: Path) -> None:
+    """Put another file in place, as those do who rotate certificates: whole, and at once."""
+    shutil.copy(by, path.with_suffix(".next"))
+    os.replace(path.with_suffix(".next"), path)
+
+
+async def test_a_whole_rotation_goes_unnoticed(
+    certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    """Authority, server and client get new certificates under running clients; no request is refused meanwhile."""
+    ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
+    with EtcdServer(certificates=theirs, client_certificates=True) as server:
+        files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
+        table = open_table(server.endpoint, **files)
+        async with aclosing(table.watch("subnets/")) as listings:
+            await until(listings, lambda listing: not listing)
+            record = await table.create("subnets/a", b"", 600.0)
+            await until(listings, bool)
+            await asyncio.to_thread(server.stop)
+            copied(successor, tmp_path / "theirs")
+            for path, by in (
+                (ours.cafile, successor.cafile),
+                (ours.client_certificate, successor.client_certificate),
+                (ours.client_key, successor.client_key),
+            ):
+                replace(path, by)
+            await asyncio.to_thread(server.start)
+            assert await table.get("subnets/a") == record
+            assert await table.create("subnets/b", b"", 600.0) is not None
+            await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
+
+
+async def test_half_a_rotation_changes_nothing(
+    certificates: Certificates,
+    successor: Certificates,
+    open_table: OpenTable,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A new certificate without its key is of no use yet: the former ones are."""
+    ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
+    with EtcdServer(certificates=theirs, client_certificates=True) as server:
+        files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
+        table = open_table(server.endpoint, **files)
+        assert await table.get("config") is None
+        replace(ours.client_certificate, successor.client_certificate)
+        await asyncio.to_thread(server.stop)  # so that all connections are new
+        await asyncio.to_thread(server.start)
+        await check_works(table)
+        assert caplog.messages.count("certificates not replaced, the former ones are kept") == 1
+        replace(ours.client_key, successor.client_key)
+        replace(ours.cafile, successor.cafile)
+        copied(successor, tmp_path / "theirs")
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+        await check_works(table)
+
+
+async def test_a_server_may_replace_its_certificate(
+    certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
+    with EtcdServer(certificates=theirs) as server:
+        async with Relay("127.0.0.1", server.port) as relay:
+
+            async def served() -> str:
+                return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", server.port))
+
+            table = open_table(f"https://127.0.0.1:{relay.port}", cafile=ours.cafile)
+            async with aclosing(table.watch("subnets/")) as listings:
+                await until(listings, lambda listing: not listing)
+                assert await table.get("config") is None
+                before = await served()
+                replace(theirs.server_certificate, successor.server_certificate)
+                replace(theirs.server_key, successor.server_key)
+                assert await served() != before
+                # What is connected stays so; what connects anew is told whose certificate is not trusted.
+                assert await table.create("subnets/a", b"", 600.0) is not None
+                await until(listings, bool)
+                stranger = open_table(f"https://127.0.0.1:{relay.port}", cafile=ours.cafile)
+                assert "its certificate is not trusted" in await refusal(stranger)
+                replace(ours.cafile, successor.cafile)
+                await relay.cut()
+                for each in (table, stranger):
+                    assert await each.get("subnets/a") is not None
+                assert await table.create("subnets/b", b"", 600.0) is not None
+                await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
 
 
 @pytest.mark.parametrize("missing", ["cafile", "certfile", "keyfile"])
