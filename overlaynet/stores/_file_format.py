@@ -47,7 +47,7 @@ class Moment:
     boot: str
     """The kernel's identity of this boot."""
     boottime: float
-    """Seconds since the boot."""
+    """Seconds since the boot of the host, also for a process whose time namespace begins at another moment."""
     time: float
     """Seconds since 1970, UTC."""
 
@@ -62,12 +62,25 @@ class Moment:
 
 def now() -> Moment:
     """This moment."""
-    return Moment(_boot(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+    return Moment(_boot(), time.clock_gettime(time.CLOCK_BOOTTIME) - _boottime_offset(), time.time())
 
 
 @functools.cache
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+@functools.cache
+def _boottime_offset() -> float:
+    """What this process's time namespace adds to the boot clock (time_namespaces(7)), in seconds."""
+    try:
+        lines = Path("/proc/self/timens_offsets").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return 0.0  # a kernel without time namespaces
+    offsets = {
+        clock: float(seconds) + float(nanoseconds) / 1e9 for clock, seconds, nanoseconds in map(str.split, lines)
+    }
+    return offsets["boottime"]
 
 
 def file_name(key: str) -> str:
