@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -85,6 +86,7 @@ class EtcdClient:
         :raises StoreError: wrong credentials, wrong certificates, and what else does not heal.
         """
         failures: dict[Endpoint, EndpointError] = {}
+        began = time.monotonic()
         for endpoint in self.rotation():
             try:
                 result = self._call_endpoint(endpoint, path, body, read, repeatable)
@@ -97,7 +99,8 @@ class EtcdClient:
             except Refused as refusal:
                 raise self.explained(refusal) from refusal
             else:
-                self._first = self.endpoints.index(endpoint)
+                slow = time.monotonic() - began > self.timeouts.whole
+                self._first = self.endpoints.index(endpoint) + slow
                 return result
         raise self.unserved(failures)
 
@@ -186,6 +189,11 @@ class EtcdClient:
         """What an exception of a library means."""
         failure = errors.from_exception(error, endpoint)
         return self._explain_tls_end(endpoint) or failure if failure.tls_end else failure
+
+    def too_slow(self) -> StoreUnavailable:
+        """What to raise when a request is given up that still goes on; the next one begins at another endpoint."""
+        self._first += 1
+        return StoreUnavailable(f"{self} is too slow: no whole answer within {self.timeouts.whole:g} s")
 
     def check_open(self) -> None:
         """:raises StoreUnavailable: after :meth:`close`."""

@@ -35,14 +35,16 @@ class Connection:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cut = False
+        self._too_slow = False
 
     def call(self, path: str, body: Mapping[str, Any], token: str | None) -> object:
         """Send one request and return its parsed answer. :raises EndpointError: or :exc:`Refused`."""
-        response = self._post(path, body, token)
-        try:
-            return replies.parse_json(response.read())
-        except (OSError, http.client.HTTPException, replies.OddReply) as error:
-            raise self._failed(error) from error
+        with self._in_time():
+            response = self._post(path, body, token)
+            try:
+                return replies.parse_json(response.read())
+            except (OSError, http.client.HTTPException, replies.OddReply) as error:
+                raise self._failed(error) from error
 
     def stream(self, path: str, body: Mapping[str, Any], token: str | None) -> Iterator[object]:
         """Send one request whose answer is a stream of documents, and yield them; return when silence falls.
@@ -51,7 +53,8 @@ class Connection:
 
         :raises EndpointError: when the stream breaks or ends. :raises Refused: if etcd ends it with an error of ours.
         """
-        response = self._post(path, body, token)
+        with self._in_time():
+            response = self._post(path, body, token)
         documents = replies.Documents()
         started = False
         try:
@@ -87,6 +90,23 @@ class Connection:
         self._http.close()
         if held is not None:
             held.close()
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Break the connection when all this takes too long, although bytes arrive now and then."""
+        timer = threading.Timer(self._client.timeouts.whole, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._too_slow = True
+        with self._lock:
+            if self._socket is not None:
+                _shut_down(self._socket)
 
     def _post(self, path: str, body: Mapping[str, Any], token: str | None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json", **HEADERS}
@@ -139,6 +159,8 @@ class Connection:
     def _failed(self, error: Exception) -> EndpointError:
         if self._cut:
             return EndpointError("cut")
+        if self._too_slow:
+            return EndpointError(f"no whole answer within {self._client.timeouts.whole:g} s")
         return self._client.connection_failed(self._endpoint, error)
 
 

@@ -22,6 +22,8 @@ class Timeouts:
     """For a connection, before the next endpoint is tried."""
     answer: float = 10.0
     """For an answer. A member that lost the others answers only after 7 seconds."""
+    whole: float = 30.0
+    """For a whole request, failed endpoints included: one that answers byte by byte would take for ever."""
     silence: float = 60.0
     """For a sign of life on a watch, before it is opened anew to see if the server is still there."""
     patience: float = 5.0

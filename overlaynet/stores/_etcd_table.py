@@ -101,7 +101,11 @@ class EtcdTable(Table):
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._limit:
-            return await call_in_thread(function, *arguments)
+            try:
+                async with asyncio.timeout(self._client.timeouts.whole):
+                    return await call_in_thread(function, *arguments)
+            except TimeoutError:
+                raise self._client.too_slow() from None
 
     def _get(self, key: str) -> EtcdRecord | None:
         _, found = self._client.call("kv/range", {"key": replies.encode(self._key(key))}, replies.read_range)

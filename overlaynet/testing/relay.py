@@ -14,9 +14,10 @@ class Relay:
     It lives in the event loop that enters it, so what uses it must not block that loop.
 
     :param piece: pass bytes on to the client in pieces of at most this many.
+    :param delay: seconds to wait before each piece.
     """
 
-    def __init__(self, host: str, port: int, *, piece: int = 1 << 16) -> None:
+    def __init__(self, host: str, port: int, *, piece: int = 1 << 16, delay: float = 0.0) -> None:
         self.address = "127.0.0.1"
         self.port = 0
         self.received = bytearray()
@@ -25,6 +26,7 @@ class Relay:
         """Break the connection that sends something next, without passing that on; once."""
         self._target = (host, port)
         self._piece = piece
+        self._delay = delay
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -92,6 +94,8 @@ class Relay:
     ) -> None:
         while data := await reader.read(piece):
             await self._flowing.wait()
+            if log is None:
+                await asyncio.sleep(self._delay)
             if log is not None:
                 if self.hang_up_next:
                     self.hang_up_next = False

@@ -1,7 +1,9 @@
 """etcd whose history is not what it was: wiped, restored from an older copy, compacted at every moment."""
 
 import asyncio
+import contextlib
 import itertools
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from ipaddress import IPv4Address, IPv4Network
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlaynet import network
-from overlaynet.errors import LeaseLost
+from overlaynet.errors import LeaseLost, OverlaynetError
 from overlaynet.model import LeaseRequest, Subnets
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
@@ -164,3 +166,63 @@ async def test_a_watch_sees_that_etcd_has_another_history(
             await until(listings, lambda listing: set(listing) == now)
             await writer.create("subnets/later", b"", 600.0)
             await until(listings, lambda listing: set(listing) == {*now, "subnets/later"})
+
+
+# Compacted
+
+
+def compact(etcd: EtcdServer) -> None:
+    """Drop all history up to now, of all keys."""
+    with contextlib.suppress(OverlaynetError):  # nothing was written since the last time
+        etcd.post("/v3/kv/compaction", {"revision": revision(etcd), "physical": True})
+
+
+async def test_a_lease_is_renewed_and_released_although_its_revision_is_compacted(
+    shared: EtcdServer, make_store: MakeStore
+) -> None:
+    store = make_store(shared.endpoint)
+    lease = await store.acquire(NETWORK, request("a"))
+    for _ in range(3):
+        overtake(shared, revision(shared))
+        compact(shared)
+        (found,) = (await store.leases()).leases
+        assert (found.version, found.subnets) == (lease.version, lease.subnets)
+        lease = await store.renew(NETWORK, lease)
+    compact(shared)
+    await store.release(lease)
+    assert (await store.leases()).leases == ()
+
+
+async def test_compaction_at_every_moment_loses_neither_a_lease_nor_a_change(
+    shared: EtcdServer, make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a pause, while nodes claim and renew, and while their watches break and are resumed."""
+    caplog.set_level(logging.INFO, "overlaynet.stores")
+    ended = asyncio.Event()
+
+    async def compact_always() -> None:
+        while not ended.is_set():
+            await asyncio.to_thread(compact, shared)
+
+    async def live(number: int, endpoint: str) -> str:
+        store = make_store(endpoint)
+        lease = first = await store.acquire(NETWORK, request(f"node{number}"))
+        while not ended.is_set():
+            lease = await store.renew(NETWORK, lease)
+            assert lease.subnets == first.subnets
+        return lease.version
+
+    async with Relay("127.0.0.1", shared.port) as relay:
+        watcher = make_store(f"http://127.0.0.1:{relay.port}")
+        async with aclosing(watcher.table.watch("subnets/")) as listings, asyncio.timeout(PATIENCE):
+            async with asyncio.TaskGroup() as tasks:
+                nodes = [tasks.create_task(live(number, shared.endpoint)) for number in range(8)]
+                tasks.create_task(compact_always())
+                while caplog.messages.count("listing anew") < 5:
+                    await anext(listings)
+                    await asyncio.sleep(0.2)  # so that it has come to stand, and has something to go on from
+                    await relay.cut()
+                ended.set()
+            versions = {node.result() for node in nodes}
+            assert len(versions) == 8
+            await until(listings, lambda listing: {record.version for record in listing.values()} == versions)

@@ -1,14 +1,20 @@
 """etcd dies, hangs, forgets and comes back: what the store does meanwhile, and that it recovers."""
 
 import asyncio
+import base64
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from ipaddress import IPv4Address, IPv4Network
 
+import attrs
 import pytest
 
-from overlaynet.errors import StoreUnavailable
+from overlaynet import network
+from overlaynet.errors import LeaseLost, StoreUnavailable, SubnetsExhausted
+from overlaynet.model import LeaseRequest, Subnets
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
@@ -18,9 +24,11 @@ from overlaynet.testing.relay import Relay
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 30.0
+NETWORK = network.parse('{"Network": "10.244.0.0/16"}')
 DEAD = "http://127.0.0.1:9"
 
 Listing = Mapping[str, Record]
+OpenStore = Callable[..., EtcdStore]
 OpenTable = Callable[..., Table]
 
 _numbers = itertools.count()
@@ -36,6 +44,10 @@ class ImpatientStore(EtcdStore):
     timeouts = Timeouts(connect=1.0, answer=1.0, silence=1.0, patience=1.0)
 
 
+class StrictStore(EtcdStore):
+    timeouts = Timeouts(connect=1.0, answer=1.0, whole=2.0, silence=1.0, patience=10.0)
+
+
 @pytest.fixture(scope="module")
 def etcd() -> Iterator[EtcdServer]:
     with EtcdServer() as server:
@@ -43,17 +55,31 @@ def etcd() -> Iterator[EtcdServer]:
 
 
 @pytest.fixture
-async def open_table() -> AsyncIterator[OpenTable]:
-    opened = []
+async def open_store() -> AsyncIterator[OpenStore]:
+    opened: list[EtcdStore] = []
     prefix = f"/test{next(_numbers)}"
 
-    def open_table(*endpoints: str, store: type[EtcdStore] = HastyStore) -> Table:
-        opened.append(store(EtcdOptions(endpoints=endpoints, prefix=prefix)).make_table())
+    def open_store(*endpoints: str, store: type[EtcdStore] = HastyStore) -> EtcdStore:
+        opened.append(store(EtcdOptions(endpoints=endpoints, prefix=prefix)))
         return opened[-1]
 
-    yield open_table
-    for table in opened:
-        await table.aclose()
+    yield open_store
+    for store in opened:
+        await store.aclose()
+
+
+@pytest.fixture
+def open_table(open_store: OpenStore) -> OpenTable:
+    return lambda *endpoints, **named: open_store(*endpoints, **named).table
+
+
+def prefix(store: EtcdStore) -> str:
+    prefix: str = store.options.prefix
+    return prefix
+
+
+def request(node: str) -> LeaseRequest:
+    return LeaseRequest(node=node, run="1", public_ipv4=IPv4Address("192.0.2.1"))
 
 
 async def until(listings: AsyncGenerator[Listing, None], condition: Callable[[Listing], bool]) -> Listing:
@@ -236,6 +262,69 @@ async def test_a_hung_member_is_passed_over(open_table: OpenTable) -> None:
             await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
 
 
+async def test_a_slow_member_is_waited_for_and_one_that_is_too_slow_is_not(
+    etcd: EtcdServer, open_table: OpenTable
+) -> None:
+    async with (
+        Relay("127.0.0.1", etcd.port, delay=0.2) as slow,
+        Relay("127.0.0.1", etcd.port, delay=5.0) as too_slow,
+    ):
+        table = open_table(url(slow), etcd.endpoint)
+        record = await table.create("subnets/a", b"", 60.0)
+        assert record is not None
+        assert requests(slow, "kv/txn") == 1
+        table = open_table(url(too_slow), etcd.endpoint)
+        assert await table.get("subnets/a") == record
+        assert requests(too_slow, "kv/range") == 1
+        replaced = await table.replace(record, b"", 60.0)
+        assert replaced is not None
+        assert requests(too_slow, "kv/txn") == 0
+        watch = open_table(url(too_slow), etcd.endpoint).watch("subnets/")
+        async with aclosing(watch) as listings:
+            assert await until(listings, bool) == {"subnets/a": replaced}
+
+
+async def test_a_member_that_answers_byte_by_byte_is_given_up(etcd: EtcdServer, open_table: OpenTable) -> None:
+    """No limit of the time between two bytes would ever end this."""
+    async with Relay("127.0.0.1", etcd.port, piece=1, delay=0.1) as trickling:
+        table = open_table(url(trickling), etcd.endpoint, store=StrictStore)
+        async with aclosing(table.watch("subnets/")) as listings:
+            with pytest.raises(StoreUnavailable) as caught:
+                await table.create("subnets/a", b"", 60.0)
+            assert str(caught.value) == (
+                f"etcd at {url(trickling)}, {etcd.endpoint} is too slow: no whole answer within 2 s"
+            )
+            record = await table.create("subnets/b", b"", 60.0)
+            assert record is not None
+            assert await until(listings, lambda listing: "subnets/b" in listing) == {"subnets/b": record}
+
+
+async def test_a_partition_that_heals_leaves_one_owner(etcd: EtcdServer, open_store: OpenStore) -> None:
+    """Nothing is passed on in either direction, and no connection breaks: as when a switch loses its packets."""
+    async with Relay("127.0.0.1", etcd.port) as relay:
+        other, cut_off, unlucky = open_store(etcd.endpoint), open_store(url(relay)), open_store(url(relay))
+        short = attrs.evolve(NETWORK, lease_ttl=2)
+        kept = await cut_off.acquire(NETWORK, request("kept"))
+        lost = await unlucky.acquire(short, request("lost"))
+        async with aclosing(cut_off.watch()) as behind, aclosing(other.watch()) as ahead:
+            assert len((await anext(behind)).leases) == 2
+            relay.hang()
+            with pytest.raises(StoreUnavailable, match="no answer in time"):
+                await cut_off.renew(NETWORK, kept)
+            async with asyncio.timeout(PATIENCE):
+                while len((await anext(ahead)).leases) == 2:
+                    pass
+                heir = await other.acquire(NETWORK, attrs.evolve(request("heir"), previous=lost.subnets))
+                assert heir.subnets == lost.subnets
+                relay.flow()
+                while {lease.node for lease in (await anext(behind)).leases} != {"kept", "heir"}:
+                    pass
+        assert (await cut_off.renew(NETWORK, kept)).subnets == kept.subnets
+        with pytest.raises(LeaseLost, match="was taken by node heir"):
+            await unlucky.renew(short, lost)
+        assert {lease.node for lease in (await other.leases()).leases} == {"kept", "heir"}
+
+
 async def test_a_cluster_that_loses_its_leader_goes_on(open_table: OpenTable) -> None:
     with EtcdCluster() as cluster:
         leader = cluster.leader
@@ -279,6 +368,70 @@ async def test_an_etcd_that_is_full_says_so(open_table: OpenTable) -> None:
         assert await table.get("filler/0") is not None
         with pytest.raises(StoreUnavailable, match="NOSPACE"):
             await table.create("subnets/a", b"", 60.0)
+
+
+async def test_a_full_etcd_is_read_on_and_leases_are_renewed_once_it_has_room(open_store: OpenStore) -> None:
+    with EtcdServer(arguments=["--quota-backend-bytes", "200000"]) as etcd:
+        store = open_store(etcd.endpoint)
+        lease = await store.acquire(NETWORK, request("a"))
+        async with aclosing(store.watch()) as snapshots:
+            assert (await anext(snapshots)).leases == (lease,)
+            with contextlib.suppress(StoreUnavailable):
+                for step in range(100):
+                    await store.table.create(f"filler/{step}", b"x" * 10_000)
+            for call in (store.renew(NETWORK, lease), store.acquire(NETWORK, request("b"))):
+                with pytest.raises(
+                    StoreUnavailable, match=r"out of space \(NOSPACE alarm\): compact and defragment it"
+                ):
+                    await call
+            (found,) = (await store.leases()).leases
+            assert (found.node, found.version) == ("a", lease.version)
+            # What the message says, done by an operator.
+            everything = {"key": base64.b64encode(f"{prefix(store)}/filler".encode()).decode()}
+            beyond = base64.b64encode(f"{prefix(store)}/fillez".encode()).decode()
+            header = etcd.post("/v3/kv/deleterange", everything | {"range_end": beyond})["header"]
+            etcd.post("/v3/kv/compaction", {"revision": header["revision"], "physical": True})
+            etcd.post("/v3/maintenance/defragment", {})
+            for alarm in etcd.post("/v3/maintenance/alarm", {"action": "GET"})["alarms"]:
+                etcd.post("/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+            assert (await store.renew(NETWORK, lease)).subnets == lease.subnets
+            await store.acquire(NETWORK, request("b"))
+            async with asyncio.timeout(PATIENCE):
+                assert {lease.node for lease in (await anext(snapshots)).leases} == {"a", "b"}
+
+
+async def test_an_etcd_that_found_itself_corrupt_is_told_from_one_that_is_away(open_table: OpenTable) -> None:
+    with EtcdServer() as etcd:
+        table = open_table(etcd.endpoint)
+        record = await create(table, "subnets/a")
+        member = etcd.post("/v3/kv/range", {"key": "AA=="})["header"]["member_id"]
+        alarm = {"memberID": member, "alarm": "CORRUPT"}
+        etcd.post("/v3/maintenance/alarm", {"action": "ACTIVATE", **alarm})
+        for call in (table.replace(record, b"", 60.0), table.create("subnets/b", b""), table.delete(record)):
+            with pytest.raises(StoreUnavailable) as caught:
+                await call
+            assert str(caught.value) == f"etcd at {etcd.endpoint} does not answer (corrupt cluster)"
+        etcd.post("/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+        assert await table.get("subnets/a") == record
+
+
+async def test_a_record_that_is_garbage_is_reported_and_its_subnet_given_to_nobody(
+    etcd: EtcdServer, open_store: OpenStore
+) -> None:
+    store = open_store(etcd.endpoint)
+    two = network.parse('{"Network": "10.244.0.0/16", "SubnetMin": "10.244.0.0", "SubnetMax": "10.244.1.0"}')
+    async with aclosing(store.watch()) as snapshots:
+        lease = await store.acquire(two, attrs.evolve(request("a"), previous=Subnets(IPv4Network("10.244.0.0/24"))))
+        garbage = {"key": f"{prefix(store)}/subnets/10.244.1.0-24", "value": "\x00\xff{]"}
+        etcd.post("/v3/kv/put", {name: base64.b64encode(text.encode()).decode() for name, text in garbage.items()})
+        async with asyncio.timeout(PATIENCE):
+            while not (snapshot := await anext(snapshots)).malformed:
+                pass
+        assert snapshot.leases == (lease,)
+        assert [malformed.key for malformed in snapshot.malformed] == ["subnets/10.244.1.0-24"]
+        with pytest.raises(SubnetsExhausted):
+            await store.acquire(two, request("b"))
+        assert (await store.renew(two, lease)).subnets == lease.subnets
 
 
 async def test_a_slow_reader_gets_the_newest_listing(etcd: EtcdServer, open_table: OpenTable) -> None:

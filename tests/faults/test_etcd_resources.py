@@ -38,7 +38,7 @@ _numbers = itertools.count()
 class SlowStore(EtcdStore):
     """Waits for an answer much longer than any test should."""
 
-    timeouts = Timeouts(connect=100.0, answer=100.0, silence=100.0, patience=100.0)
+    timeouts = Timeouts(connect=100.0, answer=100.0, whole=100.0, silence=100.0, patience=100.0)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ async def test_a_hung_watch_does_not_keep_the_process_from_ending() -> None:
 import asyncio, os, signal
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
-EtcdStore.timeouts = Timeouts(100.0, 100.0, 100.0, 100.0)
+EtcdStore.timeouts = Timeouts(100.0, 100.0, 100.0, 100.0, 100.0)
 async def main():
     store = EtcdStore(EtcdOptions(endpoints=("{etcd.endpoint}",)))
     watch = store.watch()
