@@ -185,7 +185,7 @@ class Watcher:
                     self._listing[record.key] = record
                 # Never the header's revision: etcd sends old events in batches, each with the newest revision.
                 self._next_revision = max(self._next_revision, found.revision + 1)
-                self._last = found if found.lease and not deleted else None
+                self._last = found if found.lease else None  # a deletion has none
             self._newest.put(dict(self._listing))
 
     def _stands(self) -> None:

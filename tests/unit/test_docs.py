@@ -80,3 +80,18 @@ def test_every_test_that_a_law_names_exists() -> None:
     assert len(named) > 20
     for name in named:
         assert re.search(rf"^ *(async )?def {name}\(", code, re.MULTILINE), name
+
+
+def test_every_test_that_proves_a_promise_under_a_fault_exists() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    rows = re.findall(r"^\| (?!fault |---)(.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        fault, injected, promise, proofs = row.split(" | ")
+        assert fault
+        assert injected
+        assert promise
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", proofs)
+        assert len(named) == len(proofs.split(", ")), f"not a test's path and name: {proofs}"
+        for path, name in named:
+            assert re.search(rf"^ *(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
