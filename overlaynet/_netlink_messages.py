@@ -1,4 +1,4 @@
-"""Links, addresses and routes as values, and their translation from and to pyroute2's messages (rtnetlink(7)).
+"""Links, addresses, routes and neighbours as values, and their translation from and to pyroute2's messages (rtnetlink(7)).
 
 For :mod:`overlaynet.netlink`, which is where they are imported from.
 """
@@ -43,6 +43,30 @@ _ADDRESS_DEPRECATED = 0x20
 _ADDRESS_TENTATIVE = 0x40
 _ADDRESS_PERMANENT = 0x80
 
+BRIDGE_FAMILY = 7
+"""AF_BRIDGE: neighbours of this family are entries of a forwarding database."""
+NEIGHBOUR_PERMANENT = 0x80
+NEIGHBOUR_SELF = 0x02
+"""The entry is in the device's own forwarding database, not in that of the bridge that it is a port of."""
+
+
+@attrs.frozen
+class Vxlan:
+    """What a VXLAN device is made with, and cannot be changed to later."""
+
+    identifier: int
+    """VNI: which of the overlays that share a port a packet belongs to."""
+    port: int
+    """UDP port, both where it listens and where it sends to."""
+    local: IPAddress | None = None
+    """The outer source address; it decides the outer IP version."""
+    interface: str | None = None
+    """The interface that the outer packets leave by."""
+    learning: bool = False
+    """Senders of packets that come in are entered into the forwarding database."""
+    group_policy: bool = False
+    """Outer packets carry a group policy identifier (GBP)."""
+
 
 @attrs.frozen
 class Link:
@@ -58,6 +82,29 @@ class Link:
     alias: str = ""
     hardware_address: str = ""
     """``52:54:00:12:34:56``; empty if the link has none."""
+    vxlan: Vxlan | None = None
+    """Set if and only if :attr:`kind` is ``vxlan``."""
+
+
+@attrs.frozen
+class Neighbour:
+    """The hardware address that an interface sends packets for an address to."""
+
+    address: IPAddress
+    hardware_address: str
+    """Empty while it is looked for."""
+    permanent: bool = True
+    """Made by hand; the kernel neither confirms nor forgets it."""
+
+
+@attrs.frozen
+class ForwardingEntry:
+    """The host that a VXLAN device sends frames for a hardware address to: an entry of its forwarding database (FDB)."""
+
+    hardware_address: str
+    destination: IPAddress
+    permanent: bool = True
+    """Made by hand; false for one that the device has learnt, which it forgets again."""
 
 
 @attrs.frozen
@@ -126,14 +173,66 @@ class InterfaceNames:
 
 def read_link(message: Any) -> Link:
     information = message.get_attr("IFLA_LINKINFO")
+    kind = (information.get_attr("IFLA_INFO_KIND") or "") if information is not None else ""
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
-        kind=(information.get_attr("IFLA_INFO_KIND") or "") if information is not None else "",
+        kind=kind,
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(message["flags"] & _INTERFACE_UP),
         alias=message.get_attr("IFLA_IFALIAS") or "",
         hardware_address=message.get_attr("IFLA_ADDRESS") or "",
+        vxlan=_read_vxlan(information.get_attr("IFLA_INFO_DATA")) if kind == "vxlan" else None,
+    )
+
+
+def _read_vxlan(data: Any) -> Vxlan:
+    local = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6")
+    interface = data.get_attr("IFLA_VXLAN_LINK")
+    return Vxlan(
+        identifier=data.get_attr("IFLA_VXLAN_ID") or 0,
+        port=data.get_attr("IFLA_VXLAN_PORT") or 0,
+        local=ipaddress.ip_address(local) if local is not None else None,
+        interface=InterfaceNames()[interface] if interface else None,
+        learning=bool(data.get_attr("IFLA_VXLAN_LEARNING")),
+        group_policy=bool(data.get_attr("IFLA_VXLAN_GBP")),
+    )
+
+
+def vxlan_arguments(vxlan: Vxlan, interface_index: int | None) -> dict[str, Any]:
+    """The device as pyroute2 takes it."""
+    arguments: dict[str, Any] = {
+        "kind": "vxlan",
+        "vxlan_id": vxlan.identifier,
+        "vxlan_port": vxlan.port,
+        "vxlan_learning": int(vxlan.learning),
+    }
+    if vxlan.local is not None:
+        arguments["vxlan_local" if vxlan.local.version == 4 else "vxlan_local6"] = str(vxlan.local)
+    if interface_index is not None:
+        arguments["vxlan_link"] = interface_index
+    if vxlan.group_policy:  # a flag: whatever the value, to name it is to set it
+        arguments["vxlan_gbp"] = True
+    return arguments
+
+
+def read_neighbour(message: Any) -> Neighbour:
+    return Neighbour(
+        address=ipaddress.ip_address(message.get_attr("NDA_DST")),
+        hardware_address=message.get_attr("NDA_LLADDR") or "",
+        permanent=bool(message["state"] & NEIGHBOUR_PERMANENT),
+    )
+
+
+def read_forwarding_entry(message: Any) -> ForwardingEntry | None:
+    """``None`` for an entry that does not lead to a host."""
+    destination = message.get_attr("NDA_DST")
+    if destination is None:
+        return None
+    return ForwardingEntry(
+        hardware_address=message.get_attr("NDA_LLADDR") or "",
+        destination=ipaddress.ip_address(destination),
+        permanent=bool(message["state"] & NEIGHBOUR_PERMANENT),
     )
 
 

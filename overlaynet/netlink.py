@@ -1,4 +1,4 @@
-"""The kernel's links, addresses and routes, as values: a thin, strict layer over pyroute2.
+"""The kernel's links, addresses, routes and neighbours, as values: a thin, strict layer over pyroute2.
 
 pyroute2 ignores keyword arguments that it does not know, so every signature here is explicit, and no other module
 imports it. It is imported where it is first needed, because that takes a fifth of a second. Routes are those of the
@@ -12,28 +12,38 @@ import errno
 import functools
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from overlaynet._netlink_messages import (
     ADDRESS_NODAD,
+    BRIDGE_FAMILY,
     DEFAULT_METRIC,
     FAMILIES,
     MAIN_TABLE,
+    NEIGHBOUR_PERMANENT,
+    NEIGHBOUR_SELF,
     SCOPE_GLOBAL,
     SCOPE_HOST,
     SCOPE_LINK,
     Address,
+    ForwardingEntry,
     InterfaceNames,
     IPInterface,
     KernelRoute,
     Link,
+    Neighbour,
+    Vxlan,
     address_arguments,
     read_address,
+    read_forwarding_entry,
     read_link,
+    read_neighbour,
     read_route,
     route_arguments,
+    vxlan_arguments,
 )
 from overlaynet._threads import call_in_thread
 from overlaynet.errors import OverlaynetError
@@ -45,11 +55,15 @@ __all__ = [
     "SCOPE_HOST",
     "SCOPE_LINK",
     "Address",
+    "ForwardingEntry",
     "IPInterface",
     "KernelRoute",
     "Link",
+    "Neighbour",
     "Netlink",
     "NetlinkError",
+    "NetlinkWriter",
+    "Vxlan",
     "netlink",
 ]
 
@@ -83,6 +97,28 @@ async def netlink(function: Callable[[Netlink], T]) -> T:
             return function(kernel)
 
     return await call_in_thread(call)
+
+
+class NetlinkWriter:
+    """Calls that change the kernel, for one owner: never two at once, and none after a later one.
+
+    A call whose waiter was cancelled goes on in its thread. It must write neither beside a later call nor after it.
+    """
+
+    def __init__(self) -> None:
+        self._writing = threading.Lock()
+        self._turn = 0
+
+    async def write(self, function: Callable[[Netlink], T]) -> T | None:
+        """Like :func:`netlink`; but if a later call has overtaken this one, nothing is done, and ``None`` returned."""
+        self._turn += 1
+        turn = self._turn
+
+        def call(kernel: Netlink) -> T | None:
+            with self._writing:
+                return function(kernel) if turn == self._turn else None
+
+        return await netlink(call)
 
 
 class Netlink:
@@ -134,15 +170,28 @@ class Netlink:
         up: bool | None = None,
         alias: str | None = None,
         transmit_queue_length: int | None = None,
+        hardware_address: str | None = None,
     ) -> None:
         """Change what is given; the rest stays as it is. Idempotent."""
-        values = {"mtu": mtu, "ifalias": alias, "txqlen": transmit_queue_length}
+        values = {"mtu": mtu, "ifalias": alias, "txqlen": transmit_queue_length, "address": hardware_address}
         if up is not None:
             values["state"] = "up" if up else "down"
         given = {key: value for key, value in values.items() if value is not None}
         if given:
             with _asking(f"configure the interface {name}"):
                 self._opened.link("set", index=self._index(name), **given)
+
+    def create_vxlan(self, name: str, vxlan: Vxlan, *, mtu: int, hardware_address: str) -> None:
+        """Make a VXLAN device, which is down.
+
+        :raises NetlinkError: with ``EEXIST`` if there is an interface of that name, or a VXLAN device that would receive
+            the same packets.
+        """
+        interface = None if vxlan.interface is None else self._index(vxlan.interface)
+        with _asking(f"make the VXLAN device {name}"):
+            self._opened.link(
+                "add", ifname=name, mtu=mtu, address=hardware_address, **vxlan_arguments(vxlan, interface)
+            )
 
     def delete_link(self, name: str) -> None:
         """Delete the interface; nothing happens if there is none of that name."""
@@ -220,12 +269,25 @@ class Netlink:
 
     def lookup_route(self, address: IPAddress) -> tuple[str, IPAddress | None]:
         """The interface by which packets to ``address`` leave, and the source address that the kernel prefers for them."""
-        with _asking(f"route packets to {address}"):
-            (message, *_) = self._opened.route("get", dst=str(address))
-        route = read_route(message, InterfaceNames())
+        route = self._route_to(address)
         if route.device is None:
             raise NetlinkError(f"route packets to {address}", errno.ENETUNREACH)
         return route.device, route.preferred_source
+
+    def is_on_link(self, address: IPAddress, interface: str) -> bool:
+        """True if packets to ``address`` leave by ``interface`` straight to it; false if by a gateway, or not at all."""
+        try:
+            route = self._route_to(address)
+        except NetlinkError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+                return False  # no route, or one that leads nowhere: unreachable, prohibit, blackhole
+            raise
+        return route.device == interface and route.gateway is None and not route.multipath
+
+    def _route_to(self, address: IPAddress) -> KernelRoute:
+        with _asking(f"route packets to {address}"):
+            (message, *_) = self._opened.route("get", dst=str(address))
+        return read_route(message, InterfaceNames())
 
     def add_route(self, route: KernelRoute) -> None:
         """Add a route with a single next hop, or none.
@@ -247,6 +309,72 @@ class Netlink:
         """
         with _asking(f"delete the route {route}"):
             self._opened.route("del", **self._arguments(route))
+
+    # -- neighbours
+
+    def neighbours(self, name: str) -> list[Neighbour]:
+        """The neighbours of an interface, IPv4 before IPv6."""
+        index = self._index(name)
+        found = []
+        for family in FAMILIES.values():
+            # Strict requests may not name the interface in their header, where pyroute2 would put it.
+            dump = functools.partial(self._opened.neigh, "dump", dump_filter=_all, family=family)
+            found += [
+                read_neighbour(message)
+                for message in self._dump("list the neighbours", dump)
+                if message["ifindex"] == index and message["family"] == family
+            ]
+        return found
+
+    def set_neighbour(self, name: str, neighbour: Neighbour) -> None:
+        """Make a permanent entry, in the place of any other for the same address. Idempotent."""
+        with _asking(f"set the neighbour {neighbour.address} on {name}"):
+            self._opened.neigh(
+                "replace",
+                family=FAMILIES[neighbour.address.version],
+                ifindex=self._index(name),
+                dst=str(neighbour.address),
+                lladdr=neighbour.hardware_address,
+                state=NEIGHBOUR_PERMANENT,
+            )
+
+    def delete_neighbour(self, name: str, address: IPAddress) -> None:
+        """Delete the entry for an address; nothing happens if there is none."""
+        arguments = {"family": FAMILIES[address.version], "ifindex": self._index(name), "dst": str(address)}
+        with _unless_missing(), _asking(f"delete the neighbour {address} on {name}"):
+            self._opened.neigh("del", **arguments)
+
+    # -- forwarding databases of VXLAN devices
+
+    def forwarding_entries(self, name: str) -> list[ForwardingEntry]:
+        """The entries of a VXLAN device's forwarding database that lead to a host."""
+        index = self._index(name)
+        dump = functools.partial(self._opened.neigh, "dump", dump_filter=_all, family=BRIDGE_FAMILY, ifindex=index)
+        messages = self._dump(f"list the forwarding entries of {name}", dump)
+        entries = [read_forwarding_entry(message) for message in messages if message["ifindex"] == index]
+        return [entry for entry in entries if entry is not None]
+
+    def set_forwarding_entry(self, name: str, entry: ForwardingEntry) -> None:
+        """Make a permanent entry, in the place of any other for the same hardware address. Idempotent."""
+        with _asking(f"set the forwarding entry {entry.hardware_address} to {entry.destination} on {name}"):
+            self._opened.neigh(
+                "replace", **self._forwarding_arguments(name, entry), flags=NEIGHBOUR_SELF, state=NEIGHBOUR_PERMANENT
+            )
+
+    def delete_forwarding_entry(self, name: str, entry: ForwardingEntry) -> None:
+        """Delete an entry; nothing happens if there is none."""
+        arguments = self._forwarding_arguments(name, entry)
+        request = f"delete the forwarding entry {entry.hardware_address} to {entry.destination} on {name}"
+        with _unless_missing(), _asking(request):
+            self._opened.neigh("del", **arguments, flags=NEIGHBOUR_SELF)
+
+    def _forwarding_arguments(self, name: str, entry: ForwardingEntry) -> dict[str, Any]:
+        return {
+            "family": BRIDGE_FAMILY,
+            "ifindex": self._index(name),
+            "lladdr": entry.hardware_address,
+            "dst": str(entry.destination),
+        }
 
     # -- what they share
 
@@ -283,6 +411,16 @@ def _asking(request: str) -> Iterator[None]:
         raise NetlinkError(request, error.code, text) from error
     except OSError as error:
         raise NetlinkError(request, error.errno or errno.EIO, error.strerror) from error
+
+
+@contextlib.contextmanager
+def _unless_missing() -> Iterator[None]:
+    """Take it for done if what is to be deleted is not there."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _all(message: object) -> bool:

@@ -19,7 +19,6 @@ import functools
 import logging
 import math
 import socket
-import threading
 import zlib
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
@@ -30,7 +29,15 @@ from overlaynet.drivers import Router
 from overlaynet.errors import RouterError
 from overlaynet.logs import fields
 from overlaynet.model import IPNetwork, Route
-from overlaynet.netlink import DEFAULT_METRIC, SCOPE_GLOBAL, SCOPE_LINK, KernelRoute, Netlink, NetlinkError, netlink
+from overlaynet.netlink import (
+    DEFAULT_METRIC,
+    SCOPE_GLOBAL,
+    SCOPE_LINK,
+    KernelRoute,
+    Netlink,
+    NetlinkError,
+    NetlinkWriter,
+)
 from overlaynet.options import between, option
 
 log = logging.getLogger(__name__)
@@ -56,9 +63,7 @@ class NetlinkRouter(Router):
         super().__init__(options)
         self._ownership: Ownership | None = None
         self._signal: ChangeSignal | None = None
-        # A call whose waiter was cancelled goes on in its thread: it must write neither beside a later call nor after it.
-        self._writing = threading.Lock()
-        self._turn = 0
+        self._writer = NetlinkWriter()
 
     async def open(self, instance: str) -> None:
         """Begin for the instance with the device ``instance``, which need not exist yet.
@@ -100,16 +105,8 @@ class NetlinkRouter(Router):
                 log.warning("routes left behind", extra=fields(reason=str(error)))
 
     async def _synchronise(self, ownership: Ownership, wanted: Collection[KernelRoute] | None) -> None:
-        self._turn += 1
-        turn = self._turn
-
-        def write(kernel: Netlink) -> None:
-            with self._writing:
-                if turn == self._turn:
-                    synchronise(kernel, ownership, wanted)
-
         try:
-            await netlink(write)
+            await self._writer.write(lambda kernel: synchronise(kernel, ownership, wanted))
         except NetlinkError as error:
             raise RouterError(str(error)) from error
 

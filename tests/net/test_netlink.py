@@ -1,5 +1,6 @@
 """The layer over netlink, checked against what ``ip`` says, in namespaces of the test's own."""
 
+import asyncio
 import errno
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,17 @@ from typing import TypeVar
 import attrs
 import pytest
 
-from overlaynet.netlink import KernelRoute, Link, Netlink, NetlinkError, netlink
+from overlaynet.netlink import (
+    ForwardingEntry,
+    KernelRoute,
+    Link,
+    Neighbour,
+    Netlink,
+    NetlinkError,
+    NetlinkWriter,
+    Vxlan,
+    netlink,
+)
 from overlaynet.testing.namespaces import NetworkNamespace
 
 T = TypeVar("T")
@@ -396,3 +407,152 @@ def test_it_is_closed_and_opened_in_a_thread_of_its_own(namespace: NetworkNamesp
     # In the namespace of the thread that asks, which its threads inherit.
     assert sorted(namespace.run_async(use)) == ["eth0", "eth1", "lo"]
     assert len(set(threads)) == 2
+
+
+VXLANS = [
+    Vxlan(7, 8473, ip_address("10.1.0.1"), "eth0"),
+    Vxlan(7, 8472, ip_address("fd00:1::1"), "eth0", learning=True, group_policy=True),
+    Vxlan(16777215, 4789),
+]
+
+
+@pytest.mark.parametrize("vxlan", VXLANS, ids=["IPv4", "IPv6", "no underlay"])
+def test_vxlan_devices_are_made_and_read(namespace: NetworkNamespace, vxlan: Vxlan) -> None:
+    def make(kernel: Netlink) -> Link | None:
+        kernel.create_vxlan("vxlan7", vxlan, mtu=1400, hardware_address="02:00:00:00:00:07")
+        return kernel.link("vxlan7")
+
+    link = ask(namespace, make)
+    assert link is not None
+    assert (link.kind, link.mtu, link.hardware_address, link.up) == ("vxlan", 1400, "02:00:00:00:00:07", False)
+    assert link.vxlan == vxlan
+    (told,) = namespace.ip_json("link", "show", "vxlan7")
+    details = told["linkinfo"]["info_data"]
+    assert (details["id"], details["port"]) == (vxlan.identifier, vxlan.port)
+    assert details.get("local", details.get("local6")) == (None if vxlan.local is None else str(vxlan.local))
+    assert details.get("link") == vxlan.interface
+    assert (details["learning"], details.get("gbp", False)) == (vxlan.learning, vxlan.group_policy)
+    assert {link.vxlan for link in ask(namespace, lambda kernel: kernel.links()) if link.kind != "vxlan"} == {None}
+    with pytest.raises(NetlinkError, match="refused to make the VXLAN device vxlan7: File exists") as refused:
+        ask(namespace, make)
+    assert refused.value.errno == errno.EEXIST
+
+
+def test_a_hardware_address_is_set_while_the_device_is_up(namespace: NetworkNamespace) -> None:
+    namespace.ip("link add vxlan7 type vxlan id 7 dstport 8472 local 10.1.0.1", "link set vxlan7 up")
+    for _ in range(2):
+        ask(namespace, lambda kernel: kernel.configure_link("vxlan7", hardware_address="02:00:00:00:00:77"))
+    (told,) = namespace.ip_json("link", "show", "vxlan7")
+    assert told["address"] == "02:00:00:00:00:77"
+
+
+@pytest.mark.parametrize("address", ["10.1.0.9", "fd00:1::9"])
+def test_neighbours_are_set_read_and_deleted(namespace: NetworkNamespace, address: str) -> None:
+    other = "10.1.0.8" if ":" in address else "fd00:1::8"
+    namespace.ip(
+        f"neighbour add {other} dev eth0 lladdr 02:00:00:00:00:08 nud reachable",
+        f"neighbour add {address} dev eth1 lladdr 02:00:00:00:00:01 nud permanent",
+        f"neighbour add {address} dev eth0 lladdr 02:00:00:00:00:02 nud stale",
+    )
+    wanted = Neighbour(ip_address(address), "02:00:00:00:00:03")
+
+    def read() -> set[Neighbour]:
+        found = ask(namespace, lambda kernel: kernel.neighbours("eth0"))
+        return {
+            neighbour for neighbour in found if not (neighbour.address.is_multicast or neighbour.address.is_link_local)
+        }
+
+    learnt = Neighbour(ip_address(other), "02:00:00:00:00:08", permanent=False)
+    assert read() == {learnt, attrs.evolve(wanted, hardware_address="02:00:00:00:00:02", permanent=False)}
+    for _ in range(2):
+        ask(namespace, lambda kernel: kernel.set_neighbour("eth0", wanted))
+        assert read() == {learnt, wanted}
+    assert shown(namespace, "neighbour", "show", address, "dev", "eth0") == [
+        f"{address} lladdr 02:00:00:00:00:03 PERMANENT"
+    ]
+    for _ in range(2):
+        ask(namespace, lambda kernel: kernel.delete_neighbour("eth0", wanted.address))
+        assert read() == {learnt}
+    assert shown(namespace, "neighbour", "show", "dev", "eth1", "nud", "permanent") != []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_forwarding_entries_are_set_read_and_deleted(namespace: NetworkNamespace, version: int) -> None:
+    local, far, farther = (
+        ("10.1.0.1", "10.1.0.2", "10.1.0.3") if version == 4 else ("fd00:1::1", "fd00:1::2", "fd00:1::3")
+    )
+    namespace.ip(
+        f"link add vxlan7 type vxlan id 7 dstport 8472 local {local} dev eth0",
+        f"link add vxlan8 type vxlan id 8 dstport 8472 local {local} dev eth0",
+    )
+    for device, state in (("vxlan8", "permanent"), ("vxlan7", "dynamic")):
+        namespace.execute(["bridge", "fdb", "add", "02:00:00:00:00:09", "dev", device, "dst", far, "self", state])
+    learnt = ForwardingEntry("02:00:00:00:00:09", ip_address(far), permanent=False)
+    wanted = ForwardingEntry("02:00:00:00:00:02", ip_address(far))
+    moved = attrs.evolve(wanted, destination=ip_address(farther))
+
+    def read() -> set[ForwardingEntry]:
+        return set(ask(namespace, lambda kernel: kernel.forwarding_entries("vxlan7")))
+
+    assert read() == {learnt}
+    for entry in (wanted, wanted, moved):
+        ask(namespace, lambda kernel, entry=entry: kernel.set_forwarding_entry("vxlan7", entry))  # type: ignore[misc]
+        assert read() == {learnt, entry}
+    told = namespace.execute(["bridge", "fdb", "show", "dev", "vxlan7"]).stdout
+    assert f"02:00:00:00:00:02 dst {farther} self permanent" in told
+    for _ in range(2):
+        ask(namespace, lambda kernel: kernel.delete_forwarding_entry("vxlan7", moved))
+        assert read() == {learnt}
+    assert ask(namespace, lambda kernel: kernel.forwarding_entries("eth0")) == []
+    assert len(ask(namespace, lambda kernel: kernel.forwarding_entries("vxlan8"))) == 1
+
+
+def test_what_is_on_the_link_is_told_from_what_is_behind_a_gateway(namespace: NetworkNamespace) -> None:
+    namespace.ip(
+        "route add default via 10.1.0.254",
+        "route add 10.1.0.66/32 via 10.1.0.254",
+        "route add 192.0.2.0/24 dev eth0",
+        "route add unreachable 10.1.0.77/32",
+        "route add blackhole 10.1.0.78/32",
+        "route add prohibit 10.1.0.79/32",
+        "route add 10.9.0.0/16 dev eth1",
+        "address add 10.3.0.1/24 dev eth1",
+    )
+
+    def on_link(address: str) -> bool:
+        return ask(namespace, lambda kernel: kernel.is_on_link(ip_address(address), "eth0"))
+
+    assert [address for address in ("10.1.0.2", "192.0.2.7", "fd00:1::7") if not on_link(address)] == []
+    gateways = ["10.1.0.66", "198.51.100.1"]
+    nowhere = ["10.1.0.77", "10.1.0.78", "10.1.0.79", "fd00:9::1"]
+    elsewhere = ["10.9.0.1", "10.3.0.2", "10.1.0.1", "127.0.0.1"]
+    assert [address for address in [*gateways, *nowhere, *elsewhere] if on_link(address)] == []
+
+
+def test_of_calls_that_overlap_the_last_one_writes_last(namespace: NetworkNamespace) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def first(kernel: Netlink) -> None:
+        began.set()
+        may_end.wait(20)
+        note("first")
+
+    def note(name: str) -> str:
+        order.append(name)
+        return name
+
+    async def use() -> list[str | None]:
+        writer = NetlinkWriter()
+        slow = asyncio.create_task(writer.write(first))
+        await asyncio.to_thread(began.wait, 20)
+        slow.cancel()
+        overtaken = asyncio.create_task(writer.write(lambda kernel: note("overtaken")))
+        await asyncio.sleep(0)
+        last = asyncio.create_task(writer.write(lambda kernel: note("last")))
+        await asyncio.sleep(0)
+        may_end.set()
+        return [await overtaken, await last]
+
+    assert namespace.run_async(use) == [None, "last"]
+    assert order == ["first", "last"]
