@@ -19,7 +19,11 @@ from overlaynet.plugins import Plugins
 from overlaynet.settings import GROUPS, Settings
 
 PAGE = Path(__file__).with_name("reference.md")
-BUILT_IN_DRIVERS = {"store": ("memory", "file", "etcd"), "backend": ("udp",), "router": ("netlink", "memory")}
+BUILT_IN_DRIVERS = {
+    "store": ("memory", "file", "etcd"),
+    "backend": ("udp", "vxlan", "host-gw"),
+    "router": ("netlink", "memory"),
+}
 
 HEAD = """\
 # Reference

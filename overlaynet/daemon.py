@@ -181,7 +181,7 @@ class Daemon:
         log.info("device up", extra=fields(device=device.name, mtu=device.mtu))
         router = router_class(router_options)
         stack.push_async_callback(router.aclose)
-        await router.open(device.name)
+        await router.open(device.instance)
         self._node = node = _Node(network, backend, router, device, lease, deadline)
         await self._apply_routes(node)
         subnet_file.write(path, subnet_file.render(network, lease, device.mtu))

@@ -135,7 +135,11 @@ class Backend(Driver):
 
     @abc.abstractmethod
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
-        """The routes that lead packets for these peers to the device. Pure: no I/O, same answer for the same call."""
+        """The routes that lead packets for these peers to where they are carried. No I/O.
+
+        What they depend on beside the peers and the device, the last :meth:`set_peers` has found out: the core asks after
+        it, for the same peers. A peer that cannot be reached has no route.
+        """
 
     async def run(self) -> None:
         """Return never while packets can be carried; raise :exc:`~overlaynet.errors.BackendError` when they cannot.
@@ -157,7 +161,7 @@ class Router(Driver):
     """
 
     async def open(self, instance: str) -> None:
-        """Begin: ``instance`` (the overlay device's name) tells this router's routes from those of another on this host.
+        """Begin: ``instance`` tells this router's routes from those of another on this host (see :class:`.Device`).
 
         It is the same after a restart, so that routes an earlier run left are recognised.
         """

@@ -123,6 +123,15 @@ class Device:
     name: str
     mtu: int
     """Bytes in the largest IP packet that containers can send through it."""
+    instance: str = attrs.field()
+    """What tells this overlay from another on this host, the same after a restart; the device's name by default.
+
+    A backend whose device is shared with others, such as the underlay's interface, has to name something else.
+    """
+
+    @instance.default
+    def _instance(self) -> str:
+        return self.name
 
 
 @attrs.frozen

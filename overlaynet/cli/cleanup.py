@@ -8,6 +8,7 @@ import os
 
 from overlaynet import config, options
 from overlaynet.cli.commands import Command
+from overlaynet.devices import find_leftovers, is_in_use
 from overlaynet.errors import ConfigError
 from overlaynet.netlink import Netlink, netlink
 from overlaynet.plugins import Plugins
@@ -20,29 +21,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "route; it stays after `overlaynet run` ends. This removes it, for a host that leaves the overlay for good."
     )
     parser.add_argument(
-        "--device", default="overlay0", metavar="NAME", help="device that the daemon had (default: overlay0)"
+        "--device",
+        default="overlay0",
+        metavar="NAME",
+        help="device that the daemon had, which is Name in the network document's Backend (default: overlay0)",
     )
     config.add_flags(parser, groups=("node",))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove the routes. Idempotent."""
+    """Remove routes and devices. Idempotent."""
     settings = config.resolve(arguments, os.environ).settings
     router_class = Plugins().driver("router", settings.router)
     texts = config.key_values(settings.router_option, "--router-option")
     router = router_class(options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
 
-    def device_exists(kernel: Netlink) -> bool:
-        return kernel.link(arguments.device) is not None
+    name = arguments.device
+
+    def delete_leftovers(kernel: Netlink) -> None:
+        for link in find_leftovers(kernel, name):
+            kernel.delete_link(link.name)
 
     async def clean() -> None:
-        if await netlink(device_exists):
-            raise ConfigError(f"the device {arguments.device} exists, so its daemon seems to run; stop it first")
+        if await netlink(lambda kernel: is_in_use(kernel, name)):
+            raise ConfigError(f"the device {name} exists, so its daemon seems to run; stop it first")
         try:
-            await router.open(arguments.device)
+            await router.open(name)
             await router.apply([])
         finally:
             await router.aclose()
+        await netlink(delete_leftovers)
 
     asyncio.run(clean())
     return 0

@@ -1,0 +1,295 @@
+"""The life of the tunnels: a VXLAN device for each IP version, and the peers that the kernel carries packets to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import ClassVar, Literal, TypeVar
+
+import attrs
+
+from overlaynet.backends.vxlan.device import VxlanDevice
+from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, make_plan, publish
+from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name
+from overlaynet.drivers import Backend
+from overlaynet.errors import BackendError
+from overlaynet.logs import fields
+from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
+from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
+from overlaynet.network import Network
+from overlaynet.options import between, option
+from overlaynet.underlay import default_identity
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+HEADERS = {4: 50, 6: 70}
+"""Bytes that a tunnel adds to each packet, by the version of its outer IP header: Ethernet, VXLAN, UDP, IP."""
+KERNEL_PORT = 8472
+"""The port that Linux, and so flannel, uses by default; IANA has assigned 4789."""
+
+_SMALLEST_MTU = {4: 68, 6: 1280}
+"""Bytes; what each IP version asks of a link at least (RFC 791, RFC 8200)."""
+
+
+def _check_name(name: str) -> str | None:
+    return check_name(name, LONGEST_NAME - len(IPV6_SUFFIX))
+
+
+@attrs.frozen
+class VxlanOptions:
+    """The members of ``Backend`` in the network document: flannel's, and ``Name``."""
+
+    identifier: int = option(
+        1, "VXLAN network identifier, which tells overlays on one port apart", name="VNI", check=between(1, 2**24 - 1)
+    )
+    port: int = option(
+        0, "UDP port on which every node sends and receives; 0 for the kernel's own, 8472", check=between(0, 65535)
+    )
+    name: str = option("overlay0", "Name of the VXLAN device; that for IPv6 has `-v6` behind it", check=_check_name)
+    mtu: int | None = option(
+        None,
+        "Bytes in the largest packet of the underlay, of which the tunnel's headers take 50 (IPv4) or 70 (IPv6); "
+        "by default the MTU of the underlay's interface",
+        name="MTU",
+        check=between(576, 65535),
+    )
+    direct_routing: bool = option(
+        False, "Route packets without a tunnel to hosts that are reached without a gateway in between"
+    )
+    learning: bool = option(False, "Have the device learn which host has which hardware address")
+    group_policy: bool = option(False, "Carry group policy identifiers (the GBP extension)", name="GBP")
+
+
+class VxlanBackend(Backend):
+    """Has the kernel carry each packet in a VXLAN datagram; nodes that run flannel's vxlan are peers like others.
+
+    IPv4 is carried over IPv4, IPv6 over IPv6, each by a device of its own. No packet comes by this process, so a crash
+    stops none; :meth:`aclose` removes the devices.
+    """
+
+    Options: ClassVar[type[VxlanOptions]] = VxlanOptions
+    options: VxlanOptions
+
+    def __init__(self, options: VxlanOptions) -> None:
+        super().__init__(options)
+        self._interface = ""
+        self._claim: Claim | None = None
+        self._devices: tuple[VxlanDevice, ...] = ()
+        self._writer = NetlinkWriter()
+        self._parameters = Parameters()
+        self._on_link: frozenset[IPAddress] = frozenset()
+        self._plan = Plan()
+
+    async def open(self, network: Network, underlay: Underlay) -> LeaseData:
+        """Make the devices, or adopt those of an earlier run, and switch them on: that takes VNI and port."""
+        devices = self._wanted(network, underlay, await _identity(underlay))
+        claim = Claim(self.options.name)
+
+        def take(kernel: Netlink) -> None:
+            made = []
+            try:
+                for device in devices:
+                    if device.ensure(kernel, self._parameters):
+                        made.append(device.name)
+            except (BackendError, NetlinkError):
+                for name in made:
+                    kernel.delete_link(name)
+                raise
+
+        self._claim, self._devices, self._interface = claim, devices, underlay.interface
+        try:
+            await self._write(take)
+        except BackendError:
+            self._claim = None
+            claim.close()
+            raise
+        published = {device.version: publish(self.options.identifier, device.hardware_address) for device in devices}
+        return LeaseData("vxlan", published.get(4), published.get(6))
+
+    async def start(self, lease: Lease) -> Device:
+        """Give the devices their addresses."""
+        self._check_open()
+        subnets: dict[int, IPNetwork] = {subnet.version: subnet for subnet in lease.subnets}
+        self._devices = tuple(
+            attrs.evolve(device, address=_address(subnets.get(device.version))) for device in self._devices
+        )
+        await self._write(self._ensure)
+        return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Repair the devices, then make the peers all that they have neighbour and forwarding entries for.
+
+        A peer that cannot be reached, or that the kernel refuses, is reported, and keeps no other from being set.
+        """
+        self._check_open()
+
+        def write(kernel: Netlink) -> tuple[frozenset[IPAddress], Plan]:
+            on_link = self._find_on_link(kernel, peers)
+            plan = self._make_plan(peers, on_link)
+            self._ensure(kernel)
+            refused: dict[IPNetwork, str] = {}
+            for device in self._devices:
+                refused |= device.set_tunnels(kernel, list(plan.of_version(device.version)))
+            return on_link, attrs.evolve(plan, skipped={**plan.skipped, **refused})
+
+        written = await self._write(write)
+        if written is None:
+            return
+        before = self._plan
+        self._on_link, self._plan = written
+        for subnet, reason in self._plan.skipped.items():
+            if before.skipped.get(subnet) != reason:
+                log.warning("peer not reachable", extra=fields(subnet=subnet, reason=reason))
+
+    def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link."""
+        plan = self._make_plan(peers, self._on_link)
+        devices = {device.version: device.name for device in self._devices}
+        return [
+            *(Route(t.subnet, device=devices[t.subnet.version], gateway=t.gateway, onlink=True) for t in plan.tunnels),
+            *(Route(subnet, device=self._interface, gateway=host) for subnet, host in plan.direct.items()),
+        ]
+
+    def status(self) -> Mapping[str, JSON]:
+        """Devices, VNI and port; how each peer is reached; which peers cannot be, and why."""
+        peers: dict[str, JSON] = {
+            str(tunnel.subnet): {
+                "address": str(tunnel.host),
+                "hardware_address": tunnel.hardware_address,
+                "path": "tunnel",
+            }
+            for tunnel in self._plan.tunnels
+            if tunnel.subnet not in self._plan.skipped
+        }
+        peers |= {
+            str(subnet): {"address": str(host), "hardware_address": None, "path": "direct"}
+            for subnet, host in self._plan.direct.items()
+        }
+        return {
+            "devices": {
+                device.name: {"mtu": device.mtu, "hardware_address": device.hardware_address}
+                for device in self._devices
+            },
+            "vni": self.options.identifier,
+            "port": self.options.port or KERNEL_PORT,
+            "peers": peers,
+            "skipped": {str(subnet): reason for subnet, reason in self._plan.skipped.items()},
+        }
+
+    async def aclose(self) -> None:
+        """Remove the devices; if it is cancelled, they are removed all the same, a moment later."""
+        claim, devices = self._claim, self._devices
+        if claim is None:
+            return
+
+        def remove(kernel: Netlink) -> None:
+            if claim.closed:
+                return  # by a call before this one that was cancelled: the devices may be another's by now
+            try:
+                for device in devices:
+                    link = kernel.link(device.name)
+                    if link is not None and device.is_ours(link):
+                        kernel.delete_link(device.name)
+            finally:
+                claim.close()
+
+        try:
+            await self._writer.write(remove)
+        except NetlinkError as error:
+            claim.close()
+            log.warning("devices left behind", extra=fields(reason=error))
+        self._claim = None
+
+    def _wanted(self, network: Network, underlay: Underlay, identity: str) -> tuple[VxlanDevice, ...]:
+        options = self.options
+        versions: list[Literal[4, 6]] = []
+        if network.ipv4 is not None:
+            versions.append(4)
+        if network.ipv6 is not None:
+            versions.append(6)
+        devices = []
+        for version in versions:
+            local = underlay.ipv4 if version == 4 else underlay.ipv6
+            if local is None:
+                raise BackendError(
+                    f"the interface {underlay.interface} has no IPv{version} address, over which the vxlan backend "
+                    f"carries IPv{version}; give it one, or choose another with --iface"
+                )
+            devices.append(
+                VxlanDevice(
+                    options.name if version == 4 else options.name + IPV6_SUFFIX,
+                    version,
+                    Vxlan(
+                        options.identifier,
+                        options.port or KERNEL_PORT,
+                        local,
+                        underlay.interface,
+                        options.learning,
+                        options.group_policy,
+                    ),
+                    self._fitting_mtu(underlay, version),
+                    derive_hardware_address(identity, options.identifier, version),
+                )
+            )
+        return tuple(devices)
+
+    def _fitting_mtu(self, underlay: Underlay, version: Literal[4, 6]) -> int:
+        """Bytes in the largest packet that a tunnel of this IP version carries."""
+        wanted = self.options.mtu
+        if wanted is not None and wanted > underlay.mtu:
+            raise BackendError(
+                f"the network document's Backend says that the underlay has MTU {wanted}, but {underlay.interface} has "
+                f"{underlay.mtu}; lower the one or raise the other (it is the underlay's MTU, not that of the containers)"
+            )
+        outer = underlay.mtu if wanted is None else wanted
+        least = _SMALLEST_MTU[version] + HEADERS[version]
+        if outer < least:
+            where = "MTU in the network document's Backend" if wanted is not None else f"MTU of {underlay.interface}"
+            raise BackendError(
+                f"the {where} is {outer}, too small for a tunnel that carries IPv{version}; raise it to {least} or more"
+            )
+        return outer - HEADERS[version]
+
+    def _make_plan(self, peers: Sequence[Peer], on_link: frozenset[IPAddress]) -> Plan:
+        own = {device.version: device.hardware_address for device in self._devices}
+        return make_plan(peers, self.options.identifier, own, on_link)
+
+    def _check_open(self) -> None:
+        if self._claim is None:
+            raise BackendError("the vxlan backend is not open; this is a defect of its caller")
+
+    # In a thread, with netlink.
+
+    def _ensure(self, kernel: Netlink) -> None:
+        for device in self._devices:
+            if device.ensure(kernel, self._parameters):
+                log.warning("device was gone", extra=fields(device=device.name, hint="it is made again"))
+
+    def _find_on_link(self, kernel: Netlink, peers: Sequence[Peer]) -> frozenset[IPAddress]:
+        if not self.options.direct_routing:
+            return frozenset()
+        hosts = {host for peer in peers for host in (peer.public_ipv4, peer.public_ipv6) if host is not None}
+        return frozenset(host for host in hosts if kernel.is_on_link(host, self._interface))
+
+    async def _write(self, function: Callable[[Netlink], T]) -> T | None:
+        try:
+            return await self._writer.write(function)
+        except NetlinkError as error:
+            raise BackendError(str(error)) from error
+
+
+async def _identity(underlay: Underlay) -> str:
+    try:
+        return await default_identity(underlay)
+    except NetlinkError as error:
+        raise BackendError(str(error)) from error
+
+
+def _address(subnet: IPNetwork | None) -> IPv4Interface | IPv6Interface | None:
+    """The subnet's first address, which peers use as their next hop."""
+    if subnet is None:
+        return None
+    family = IPv4Interface if subnet.version == 4 else IPv6Interface
+    return family((int(subnet.network_address), subnet.max_prefixlen))

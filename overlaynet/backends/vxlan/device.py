@@ -1,0 +1,155 @@
+"""A VXLAN device in the kernel: made or adopted, repaired, and its entries kept. Blocking calls, with netlink."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Collection
+
+import attrs
+
+from overlaynet.backends.vxlan.tunnels import Tunnel
+from overlaynet.devices import ALIAS, Parameters
+from overlaynet.errors import BackendError
+from overlaynet.logs import fields
+from overlaynet.model import IPNetwork
+from overlaynet.netlink import IPInterface, Link, Netlink, NetlinkError, Vxlan
+
+log = logging.getLogger(__name__)
+
+_ALIAS = ALIAS.format("vxlan")
+
+
+@attrs.frozen
+class VxlanDevice:
+    """A device as it is to be. It carries one IP version, in outer packets of the same version."""
+
+    name: str
+    version: int
+    vxlan: Vxlan
+    mtu: int
+    hardware_address: str
+    address: IPInterface | None = None
+    """``None`` until there is a lease."""
+
+    def is_ours(self, link: Link) -> bool:
+        """True if an overlaynet made the interface, as this device or what this was before."""
+        # The hardware address is derived from the node: a crash may have come before the alias was set.
+        return link.alias == _ALIAS or link.hardware_address == self.hardware_address
+
+    def ensure(self, kernel: Netlink, parameters: Parameters) -> bool:
+        """Make the device what it should be: adopt what fits, replace what does not. Idempotent.
+
+        :return: whether it was made anew.
+        :raises BackendError: if the name, the VNI or the port is taken.
+        :raises NetlinkError: if the kernel refuses otherwise.
+        """
+        link = kernel.link(self.name)
+        if link is not None and not self.is_ours(link):
+            kind = f" ({link.kind})" if link.kind else ""
+            raise BackendError(
+                f"the device name {self.name} is taken by another interface{kind}; delete that with "
+                f"`ip link delete {self.name}`, or choose another Name in the network document's Backend"
+            )
+        if link is not None and link.vxlan != self.vxlan:
+            log.info("device of an earlier run replaced", extra=fields(device=self.name))
+            kernel.delete_link(self.name)
+            link = None
+        made = link is None
+        if made:
+            self._create(kernel)
+        try:
+            self._configure(kernel, parameters)
+        except (BackendError, NetlinkError):
+            if made:
+                kernel.delete_link(self.name)
+            raise
+        return made
+
+    def _create(self, kernel: Netlink) -> None:
+        try:
+            kernel.create_vxlan(self.name, self.vxlan, mtu=self.mtu, hardware_address=self.hardware_address)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise BackendError(self._who_has_the_identifier(kernel)) from error
+
+    def _configure(self, kernel: Netlink, parameters: Parameters) -> None:
+        name = self.name
+        link = kernel.link(name)
+        if link is None:
+            raise BackendError(f"the device {name} is gone: someone deleted or renamed it")
+        if link.alias != _ALIAS:
+            kernel.configure_link(name, alias=_ALIAS)
+        if link.hardware_address != self.hardware_address:
+            kernel.configure_link(name, hardware_address=self.hardware_address)
+        if link.mtu != self.mtu:
+            kernel.configure_link(name, mtu=self.mtu)
+        # No address of its own choice and no router solicitations: nobody would answer.
+        parameters.set(6, name, "accept_ra", "0")
+        parameters.set(6, name, "addr_gen_mode", "1")
+        if self.version == 6:
+            parameters.set(6, name, "disable_ipv6", "0")
+        if not link.up:
+            self._switch_on(kernel)
+        if self.address is not None:
+            kernel.set_addresses(name, [self.address])
+
+    def _switch_on(self, kernel: Netlink) -> None:
+        try:
+            kernel.configure_link(self.name, up=True)
+        except NetlinkError as error:
+            port = self.vxlan.port
+            if error.errno == errno.EADDRINUSE:
+                raise BackendError(
+                    f"UDP port {port} is in use by another program; stop it, "
+                    f"or choose another Port in the network document's Backend"
+                ) from error
+            if error.errno == errno.EEXIST:
+                raise BackendError(self._who_has_the_identifier(kernel)) from error
+            raise
+
+    def _who_has_the_identifier(self, kernel: Netlink) -> str:
+        wanted = self.vxlan
+        taken = f"VNI {wanted.identifier} on UDP port {wanted.port}"
+        for link in kernel.links():
+            other = link.vxlan
+            if other is not None and link.name != self.name and other.identifier == wanted.identifier:
+                return (
+                    f"{taken} is taken by the VXLAN device {link.name}; stop what made it (flanneld, or another "
+                    f"overlaynet?) and delete it with `ip link delete {link.name}`, or choose another VNI in the network "
+                    f"document's Backend"
+                )
+        return f"{taken} is taken by another VXLAN device; choose another VNI in the network document's Backend"
+
+    def set_tunnels(self, kernel: Netlink, tunnels: Collection[Tunnel]) -> dict[IPNetwork, str]:
+        """Make ``tunnels`` all that the device has permanent entries for. Idempotent: what is right is not written again.
+
+        :return: the subnets whose tunnels the kernel refused, and why.
+        """
+        refused: dict[IPNetwork, str] = {}
+        neighbours = {n.address: n for n in kernel.neighbours(self.name) if n.permanent}
+        entries = {e.hardware_address: e for e in kernel.forwarding_entries(self.name) if e.permanent}
+        stale_neighbours = neighbours.keys() - {tunnel.gateway for tunnel in tunnels}
+        stale_entries = entries.keys() - {tunnel.hardware_address for tunnel in tunnels}
+        written = 0
+        for tunnel in tunnels:
+            try:
+                if entries.get(tunnel.hardware_address) != tunnel.forwarding_entry:
+                    kernel.set_forwarding_entry(self.name, tunnel.forwarding_entry)
+                    written += 1
+                if neighbours.get(tunnel.gateway) != tunnel.neighbour:
+                    kernel.set_neighbour(self.name, tunnel.neighbour)
+                    written += 1
+            except NetlinkError as error:
+                refused[tunnel.subnet] = str(error)
+        for address in stale_neighbours:
+            kernel.delete_neighbour(self.name, address)
+        for hardware_address in stale_entries:
+            kernel.delete_forwarding_entry(self.name, entries[hardware_address])
+        if written or stale_neighbours or stale_entries:
+            log.info(
+                "tunnels changed",
+                extra=fields(device=self.name, written=written, removed=len(stale_neighbours) + len(stale_entries)),
+            )
+        return refused
