@@ -138,7 +138,8 @@ class Backend(Driver):
         """The routes that lead packets for these peers to where they are carried. No I/O.
 
         What they depend on beside the peers and the device, the last :meth:`set_peers` has found out: the core asks after
-        it, for the same peers. A peer that cannot be reached has no route.
+        it, for the same peers. What cannot be reached, such as a peer on another link or all behind a device that is gone,
+        has no route.
         """
 
     async def run(self) -> None:

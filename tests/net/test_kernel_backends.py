@@ -441,6 +441,7 @@ def test_the_device_comes_back_with_its_underlay(hosts: tuple[Host, Host, Host])
     for _ in range(2):
         with pytest.raises(BackendError, match="the kernel refused to find the interface eth0: No such device"):
             a.meet(b)
+        assert a.backend.routes([b.peer]) == []
     a.plug_in()
     a.meet(b)
     assert a.reaches(b)

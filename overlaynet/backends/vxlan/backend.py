@@ -79,6 +79,7 @@ class VxlanBackend(Backend):
         self._devices: tuple[VxlanDevice, ...] = ()
         self._writer = NetlinkWriter()
         self._parameters = Parameters()
+        self._usable = False
         self._on_link: frozenset[IPAddress] = frozenset()
         self._plan = Plan()
 
@@ -116,6 +117,7 @@ class VxlanBackend(Backend):
             attrs.evolve(device, address=_address(subnets.get(device.version))) for device in self._devices
         )
         await self._write(self._ensure)
+        self._usable = True
         return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -134,9 +136,14 @@ class VxlanBackend(Backend):
                 refused |= device.set_tunnels(kernel, list(plan.of_version(device.version)))
             return on_link, attrs.evolve(plan, skipped={**plan.skipped, **refused})
 
-        written = await self._write(write)
+        try:
+            written = await self._write(write)
+        except BackendError:
+            self._usable = False
+            raise
         if written is None:
             return
+        self._usable = True
         before = self._plan
         self._on_link, self._plan = written
         for subnet, reason in self._plan.skipped.items():
@@ -144,11 +151,15 @@ class VxlanBackend(Backend):
                 log.warning("peer not reachable", extra=fields(subnet=subnet, reason=reason))
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
-        """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link."""
+        """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link.
+
+        There are none through tunnels while the devices cannot be mended.
+        """
         plan = self._make_plan(peers, self._on_link)
         devices = {device.version: device.name for device in self._devices}
+        tunnels = plan.tunnels if self._usable else ()
         return [
-            *(Route(t.subnet, device=devices[t.subnet.version], gateway=t.gateway, onlink=True) for t in plan.tunnels),
+            *(Route(t.subnet, device=devices[t.subnet.version], gateway=t.gateway, onlink=True) for t in tunnels),
             *(Route(subnet, device=self._interface, gateway=host) for subnet, host in plan.direct.items()),
         ]
 
