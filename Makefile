@@ -1,7 +1,8 @@
-# overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures.
+# overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures,
+# `make soak` looks for leaks.
 # Each sets up what it needs.
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test soak check bench setup clean
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
@@ -15,6 +16,11 @@ demo:
 
 test: setup
 	@.venv/bin/python -m pytest $(TESTS)
+
+# Ten minutes under load, of which the tests do one: make soak SECONDS=3600
+SECONDS = 600
+soak: setup
+	@SOAK_SECONDS=$(SECONDS) .venv/bin/python -m pytest -rP tests/soak
 
 check: setup
 	.venv/bin/ruff check

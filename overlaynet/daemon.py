@@ -12,16 +12,27 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from overlaynet import config, joining, options, subnet_file
 from overlaynet.drivers import Backend, Router, Store
-from overlaynet.errors import BackendError, LeaseLost, OverlaynetError, RouterError, StoreError, StoreUnavailable
+from overlaynet.errors import (
+    BackendError,
+    ConfigError,
+    LeaseLost,
+    OverlaynetError,
+    RouterError,
+    StoreError,
+    StoreUnavailable,
+    UnderlayError,
+)
 from overlaynet.health import Health
 from overlaynet.joining import in_time
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, Lease, LeaseRequest, Malformed, Peer, Snapshot, Underlay
+from overlaynet.netlink import NetlinkError
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.reconcile import backstops, desired_peers, difference
@@ -31,10 +42,18 @@ from overlaynet.settings import Settings
 log = logging.getLogger(__name__)
 
 UnderlayFinder = Callable[[Network], Awaitable[tuple[Underlay, str]]]
-"""Finds how this node is attached to the network of the hosts, and its default identity."""
+"""Finds how this node is attached to the network of the hosts, and its default identity; asked again at run time."""
+
+
+async def never() -> None:
+    """Never return."""
+    await asyncio.Event().wait()
+
 
 AUDIT_INTERVAL = 30.0
 """Seconds after which peers and routes are applied again although nothing is known to have changed."""
+CHANGE_INTERVAL = 1.0
+"""Least seconds between two changes that one source tells of, so that none that never rests keeps the daemon busy."""
 RELEASE_TIMEOUT = 5.0
 
 
@@ -46,29 +65,44 @@ class _Node:
     backend: Backend
     router: Router
     device: Device
+    underlay: Underlay
     lease: Lease
     deadline: float
     """Time of the event loop's clock until which the store has promised the lease."""
     peers: tuple[Peer, ...] = ()
     snapshot: Snapshot | None = None
     rejected: tuple[Malformed, ...] = ()
+    subnet_file: str = ""
+    """The text that was written last."""
     ready: bool = False
 
 
 class Daemon:
     """One node, from start to stop. Runs once."""
 
-    def __init__(self, settings: Settings, store: Store, plugins: Plugins, find_underlay: UnderlayFinder) -> None:
-        """Take the parts; the daemon closes ``store``."""
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        plugins: Plugins,
+        find_underlay: UnderlayFinder,
+        host_changed: Callable[[], Awaitable[None]] = never,
+    ) -> None:
+        """Take the parts; the daemon closes ``store``.
+
+        :param host_changed: returns when ``find_underlay`` may have another answer; without it, the audit finds out.
+        """
         self._settings = settings
         self._store = store
         self._plugins = plugins
         self._find_underlay = find_underlay
+        self._host_changed = host_changed
         self._health = Health(plugins)
         self._node: _Node | None = None
         self._lease: Lease | None = None
         self._stopping = asyncio.Event()
         self._dirty = asyncio.Event()
+        self._underlay_due = False
         self._renewal_due = asyncio.Event()
 
     def stop(self) -> None:
@@ -128,7 +162,9 @@ class Daemon:
                 tasks.create_task(self._follow_store(node), name="follow the store")
                 tasks.create_task(self._keep_lease(node), name="keep the lease")
                 tasks.create_task(self._reconcile_forever(node), name="reconcile")
-                tasks.create_task(self._watch_router(node), name="watch the router")
+                tasks.create_task(self._watch(node.router.changed), name="watch the router")
+                tasks.create_task(self._watch(node.backend.changed), name="watch the backend")
+                tasks.create_task(self._watch(self._host_changed, underlay=True), name="watch the host")
                 tasks.create_task(node.backend.run(), name="run the backend")
 
     # Start: everything that can be refused is asked before anything is claimed or changed.
@@ -182,11 +218,18 @@ class Daemon:
         router = router_class(router_options)
         stack.push_async_callback(router.aclose)
         await router.open(device.instance)
-        self._node = node = _Node(network, backend, router, device, lease, deadline)
+        self._node = node = _Node(network, backend, router, device, underlay, lease, deadline)
         await self._apply_routes(node)
-        subnet_file.write(path, subnet_file.render(network, lease, device.mtu))
-        log.info("subnet file written", extra=fields(path=path))
+        await self._write_subnet_file(node)
         return node
+
+    async def _write_subnet_file(self, node: _Node) -> None:
+        text = subnet_file.render(node.network, node.lease, node.device.mtu)
+        if text != node.subnet_file:
+            path = Path(self._settings.subnet_file)
+            subnet_file.write(path, text)
+            node.subnet_file = text
+            log.info("subnet file written", extra=fields(path=path, mtu=node.device.mtu))
 
     # The rounds: each is one task, and ends only by cancellation or by a failure that ends the node.
 
@@ -215,9 +258,11 @@ class Daemon:
             asked_at = loop.time()
             missing = self._renewal_due.is_set()
             self._renewal_due.clear()
+            wanted = _published(node)
+            moved = wanted != node.lease
             try:
                 # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
-                node.lease = await in_time(self._store.renew(node.network, node.lease))
+                node.lease = await in_time(self._store.renew(node.network, wanted))
             except LeaseLost as error:
                 self._plugins.notify("overlaynet_lease_lost", lease=node.lease, reason=str(error))
                 raise
@@ -234,9 +279,11 @@ class Daemon:
             node.deadline = asked_at + node.network.lease_ttl
             self._health.recovered("lease")
             self._dirty.set()
+            if attrs.evolve(wanted, **_addresses(node.underlay)) != wanted:
+                self._renewal_due.set()  # it has changed once more meanwhile
             log.info(
-                "lease taken back" if missing else "lease renewed",
-                extra=fields(subnet=node.lease.subnets, ttl=node.network.lease_ttl),
+                "address published" if moved else "lease taken back" if missing else "lease renewed",
+                extra=fields(subnet=node.lease.subnets, ttl=node.network.lease_ttl, **_address(node.lease)),
             )
             self._plugins.notify("overlaynet_lease_renewed", lease=node.lease)
 
@@ -251,10 +298,12 @@ class Daemon:
         except TimeoutError:
             return
 
-    async def _watch_router(self, node: _Node) -> None:
+    async def _watch(self, changed: Callable[[], Awaitable[None]], *, underlay: bool = False) -> None:
         while True:
-            await node.router.changed()
+            await changed()
+            self._underlay_due |= underlay
             self._dirty.set()
+            await asyncio.sleep(CHANGE_INTERVAL)
 
     async def _reconcile_forever(self, node: _Node) -> None:
         backoff = Backoff(first=1.0, most=AUDIT_INTERVAL)
@@ -268,21 +317,61 @@ class Daemon:
                 async with asyncio.timeout_at(until):
                     await self._dirty.wait()
             except TimeoutError:
-                pass  # time for an audit, for another try, or for the end of the lease
+                # Time for an audit, for another try, or for the end of the lease.
+                self._underlay_due = True
             self._dirty.clear()
-            try:
-                await self._reconcile(node)
-            except (RouterError, BackendError) as error:
-                self._health.degraded("routes", str(error), hint="trying again")
-                delay = backoff.next()
-            else:
-                self._health.recovered("routes")
+            if await self._reconcile(node):
                 backoff.reset()
                 delay = AUDIT_INTERVAL
+            else:
+                delay = backoff.next()
 
-    async def _reconcile(self, node: _Node) -> None:
+    async def _reconcile(self, node: _Node) -> bool:
+        """Make all what it should be; False if a part could not be: it is reported, and no reason to leave out the others."""
+        well = True
+        for part, step in (
+            ("backend", self._set_peers),
+            ("underlay", self._follow_underlay),
+            ("subnet file", self._write_subnet_file),
+            ("routes", self._apply_routes),
+        ):
+            try:
+                await step(node)
+            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
+                self._health.degraded(part, str(error), hint="trying again")
+                well = False
+            else:
+                self._health.recovered(part)
+        if well and node.snapshot is not None and not node.ready:
+            node.ready = True
+            log.info("ready", extra=fields(subnet=node.lease.subnets, device=node.device.name, peers=len(node.peers)))
+            self._plugins.notify("overlaynet_ready", lease=node.lease)
+        return well
+
+    async def _follow_underlay(self, node: _Node) -> None:
+        """See how this node is attached to the network of the hosts now. While it is not, all stays as it was."""
+        if not self._underlay_due:
+            return
+        underlay, _ = await self._find_underlay(node.network)
+        if underlay != node.underlay:
+            device = await node.backend.set_underlay(underlay)
+            log.warning(
+                "underlay changed",
+                extra=fields(
+                    interface=underlay.interface,
+                    mtu=underlay.mtu,
+                    address=underlay.ipv4 if underlay.ipv4 is not None else underlay.ipv6,
+                ),
+            )
+            node.underlay = underlay
+            node.device = node.device if device is None else device
+            if _published(node) != node.lease:
+                self._renewal_due.set()
+        self._underlay_due = False
+
+    async def _set_peers(self, node: _Node) -> None:
         if node.snapshot is None:
-            await self._apply_routes(node)
+            await node.backend.set_peers(node.peers)
             return
         desired = desired_peers(node.network, node.lease, node.snapshot, node.network.backend_type)
         self._report(node, desired.rejected)
@@ -303,11 +392,6 @@ class Daemon:
         for peer in changes.added:
             log.info("peer added", extra=fields(subnet=peer.subnets, **_address(peer)))
             self._plugins.notify("overlaynet_peer_added", peer=peer)
-        await self._apply_routes(node)
-        if not node.ready:
-            node.ready = True
-            log.info("ready", extra=fields(subnet=node.lease.subnets, device=node.device.name, peers=len(node.peers)))
-            self._plugins.notify("overlaynet_ready", lease=node.lease)
 
     async def _apply_routes(self, node: _Node) -> None:
         await node.router.apply([*backstops(node.network), *node.backend.routes(node.peers)])
@@ -338,7 +422,16 @@ def _same_holder(found: Lease, own: Lease) -> bool:
     return found.subnets == own.subnets and found.node == own.node and found.run == own.run
 
 
-def _address(peer: Peer) -> Mapping[str, object]:
+def _published(node: _Node) -> Lease:
+    """The lease as the store should have it: with the address that the node has now."""
+    return attrs.evolve(node.lease, **_addresses(node.underlay))
+
+
+def _addresses(underlay: Underlay) -> dict[str, Any]:
+    return {"public_ipv4": underlay.public_ipv4, "public_ipv6": underlay.public_ipv6}
+
+
+def _address(peer: Peer | Lease) -> Mapping[str, object]:
     addresses = [str(address) for address in (peer.public_ipv4, peer.public_ipv6) if address is not None]
     return {"address": ", ".join(addresses), "node": peer.node}
 

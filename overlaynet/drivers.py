@@ -111,8 +111,8 @@ class Store(Driver):
 class Backend(Driver):
     """How does a packet get there?
 
-    The core calls :meth:`open`, :meth:`start`, then :meth:`set_peers` any number of times beside one :meth:`run`, and
-    last :meth:`aclose`, which it may call at any point.
+    The core calls :meth:`open`, :meth:`start`, then :meth:`set_peers` and :meth:`set_underlay` any number of times, one
+    call at a time, beside one :meth:`run` and :meth:`changed`, and last :meth:`aclose`, which it may call at any point.
     """
 
     node_settings: ClassVar[frozenset[str]] = frozenset()
@@ -131,7 +131,25 @@ class Backend(Driver):
 
     @abc.abstractmethod
     async def set_peers(self, peers: Sequence[Peer]) -> None:
-        """Make ``peers`` the whole peer table. Idempotent; packets of unaffected peers keep flowing meanwhile."""
+        """Make ``peers`` the whole peer table, and mend what the backend has in the kernel, if it is not as it should be.
+
+        Idempotent; packets of unaffected peers keep flowing meanwhile. The core calls it when the peers change, after
+        :meth:`changed`, and at every audit.
+
+        :raises BackendError: if something cannot be mended now, such as a device that is gone and whose name is taken.
+            The peers are in force as far as possible; the core says so and tries again, with backoff.
+        """
+
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        """This node is attached to the network of the hosts as ``underlay`` says from now on. Idempotent.
+
+        Another interface, MTU or address: sockets are bound again, and so on. Peers and lease stay as they are; the core
+        publishes the new address. The default does nothing, for backends that hold nothing of the underlay's.
+
+        :return: the device as it is then, with the MTU that fits; ``None`` if it has nothing to do with the underlay.
+        :raises BackendError: if that cannot be done now; the core says so and tries again, with backoff.
+        """
+        return None
 
     @abc.abstractmethod
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
@@ -143,9 +161,18 @@ class Backend(Driver):
         """
 
     async def run(self) -> None:
-        """Return never while packets can be carried; raise :exc:`~overlaynet.errors.BackendError` when they cannot.
+        """Never return; raise :exc:`~overlaynet.errors.BackendError` when packets cannot be carried and never will be.
 
-        The default waits for ever, for backends that leave packets to the kernel.
+        What :meth:`set_peers` can mend, and be it after many tries, is no reason to raise: the error ends the node. The
+        default waits for ever, for backends that leave packets to the kernel.
+        """
+        await asyncio.Event().wait()
+
+    async def changed(self) -> None:
+        """Return when what the backend has in the kernel may no longer be what it made; the core then calls :meth:`set_peers`.
+
+        May return too often, must not return too rarely; nothing is lost between two calls, nor by cancellation. The
+        default never returns: the periodic audit finds changes.
         """
         await asyncio.Event().wait()
 

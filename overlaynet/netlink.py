@@ -217,10 +217,12 @@ class Netlink:
         names = InterfaceNames()
         return [read_address(message, names) for message in found]
 
-    def set_addresses(self, name: str, addresses: Sequence[IPInterface]) -> None:
+    def set_addresses(self, name: str, addresses: Sequence[IPInterface]) -> bool:
         """Make ``addresses`` all that the interface has, but for link-local IPv6, which is left alone. Idempotent.
 
         IPv6 addresses are usable at once: duplicates are not looked for.
+
+        :return: whether anything had to be changed.
         """
         index = self._index(name)
 
@@ -237,11 +239,12 @@ class Netlink:
                 self._opened.addr("del", index=index, **address_arguments(address.address, address.peer))
         # To delete an IPv4 address may delete others of its prefix with it, so look again.
         has = {a.address for a in (present() if unwanted else before)}
-        for new in dict.fromkeys(addresses):
-            if new not in has:
-                flags = {"flags": ADDRESS_NODAD} if new.version == 6 else {}
-                with _asking(f"add the address {new} to {name}"):
-                    self._opened.addr("add", index=index, **address_arguments(new, None), **flags)
+        missing = [address for address in dict.fromkeys(addresses) if address not in has]
+        for new in missing:
+            flags = {"flags": ADDRESS_NODAD} if new.version == 6 else {}
+            with _asking(f"add the address {new} to {name}"):
+                self._opened.addr("add", index=index, **address_arguments(new, None), **flags)
+        return bool(unwanted or missing)
 
     # -- routes
 

@@ -66,6 +66,7 @@ async def find_underlay(
     public_ipv6: IPv6Address | None = None,
     ipv4: bool = True,
     ipv6: bool = False,
+    current: Underlay | None = None,
 ) -> Underlay:
     """Choose among the interfaces of this host, as they are now.
 
@@ -76,12 +77,14 @@ async def find_underlay(
     :param public_ipv6: likewise.
     :param ipv4: an IPv4 address is wanted.
     :param ipv6: an IPv6 address is wanted, on the same interface.
+    :param current: what was chosen before. It is chosen again as long as its interface is up and still has its
+        addresses, whatever else would be chosen now: an address that is added is no reason to move.
     :raises UnderlayError: naming what was asked for and why none of it can be used.
     :raises overlaynet.netlink.NetlinkError: if the kernel does not tell.
     """
     versions = [version for version, needed in ((4, ipv4), (6, ipv6)) if needed]
     wishes = Wishes(interfaces, interface_patterns, can_reach, public_ip, public_ipv6, versions)
-    return choose_underlay(await netlink(lambda kernel: read_host_network(kernel, can_reach)), wishes)
+    return choose_underlay(await netlink(lambda kernel: read_host_network(kernel, can_reach)), wishes, current)
 
 
 def read_host_network(kernel: Netlink, can_reach: IPAddress | None) -> HostNetwork:
@@ -101,22 +104,30 @@ def read_host_network(kernel: Netlink, can_reach: IPAddress | None) -> HostNetwo
     )
 
 
-def choose_underlay(host: HostNetwork, wishes: Wishes) -> Underlay:
+def choose_underlay(host: HostNetwork, wishes: Wishes, current: Underlay | None = None) -> Underlay:
     """Choose; pure. See :func:`find_underlay`."""
     needed = {address.version for address in (wishes.public_ip, wishes.public_ipv6) if address is not None}
     best = tuple(sorted({*wishes.versions, *needed}))
+    choices = dict.fromkeys((best, tuple(sorted(needed))) if needed else (best, (4,), (6,)))
+    problems: list[str] = []
+    if current is not None:
+        for versions in choices:
+            kept = _keep(host, attrs.evolve(wishes, versions=versions), current)
+            if isinstance(kept, Underlay):
+                return kept
+            problems = problems or [kept]
     errors = []
-    for versions in dict.fromkeys((best, tuple(sorted(needed))) if needed else (best, (4,), (6,))):
+    for versions in choices:
         try:
-            return _choose(host, attrs.evolve(wishes, versions=versions))
+            return _choose(host, attrs.evolve(wishes, versions=versions), problems)
         except UnderlayError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _choose(host: HostNetwork, wishes: Wishes) -> Underlay:
+def _choose(host: HostNetwork, wishes: Wishes, known_problems: Sequence[str]) -> Underlay:
     """An underlay with an address of every version of ``wishes.versions``."""
-    problems: list[str] = []
+    problems = list(known_problems)
     for candidate in _candidates(host, wishes):
         result = candidate if isinstance(candidate, str) else _use(host, wishes, candidate)
         if isinstance(result, Underlay):
@@ -145,6 +156,21 @@ def _candidates(host: HostNetwork, wishes: Wishes) -> Iterator[_Candidate | str]
         yield from _by_pattern(host, wishes, pattern)
     if wishes.can_reach is not None:
         yield _by_reach(host, wishes.can_reach)
+
+
+def _keep(host: HostNetwork, wishes: Wishes, current: Underlay) -> Underlay | str:
+    """The same interface with the addresses it had, and with one of a version that it had none of; or why it cannot be."""
+    addresses: dict[int, IPAddress] = {}
+    for version, address in ((4, current.ipv4), (6, current.ipv6)):
+        if address is not None and version in wishes.versions:
+            addresses[version] = address
+    kept = _use(host, wishes, _Candidate(current.interface, addresses))
+    if isinstance(kept, str):
+        return kept
+    lost = [a for v, a in addresses.items() if a not in _usable_addresses(host, current.interface, v)]
+    if lost or not addresses:
+        return f"the interface {current.interface} no longer has the address {lost[0] if lost else current.ipv4}"
+    return kept
 
 
 def _by_default(host: HostNetwork, wishes: Wishes) -> Iterator[_Candidate | str]:

@@ -19,6 +19,7 @@ from overlaynet.cli.commands import Command
 from overlaynet.daemon import Daemon
 from overlaynet.logs import fields
 from overlaynet.model import Underlay
+from overlaynet.netlink_events import ChangeSignal
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.privileges import Capability
@@ -66,15 +67,14 @@ async def _live(settings: Settings) -> None:
     if manager is not None:
         plugins.register(manager, name="service manager")
 
-    async def underlay(network: Network) -> tuple[Underlay, str]:
-        return await _find_underlay(settings, network)
-
-    daemon = Daemon(settings, open_store(settings, plugins), plugins, underlay)
+    host = _Host(settings)
+    daemon = Daemon(settings, open_store(settings, plugins), plugins, host.find_underlay, host.changed)
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, daemon.stop)
     log.info("starting", extra=fields(version=__version__, python=sys.version.split()[0], store=settings.store))
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(host.close)
         if manager is not None:
             stack.callback(manager.close)
             await stack.enter_async_context(_kept_running(manager.give_signs_of_life()))
@@ -93,30 +93,61 @@ async def _kept_running(coroutine: Coroutine[None, None, None]) -> AsyncIterator
         await asyncio.wait({task})
 
 
-def _warn_if_not_forwarding(network: Network) -> None:
-    """Nothing of ours to change, but without it containers reach nobody, and nothing else says why."""
-    for family, parameter in ((network.ipv4, "net/ipv4/ip_forward"), (network.ipv6, "net/ipv6/conf/all/forwarding")):
-        file = Path("/proc/sys", parameter)
-        if family is not None and file.exists() and file.read_text().strip() == "0":
-            name = parameter.replace("/", ".")
-            log.warning(
-                "this host does not forward containers' packets",
-                extra=fields(network=family.network, hint=f"sysctl {name}=1"),
-            )
+class _Host:
+    """What the daemon asks of this host, again and again. Made inside the event loop.
 
+    :raises overlaynet.netlink.NetlinkError: if the kernel does not tell this process of its changes.
+    """
 
-async def _find_underlay(settings: Settings, network: Network) -> tuple[Underlay, str]:
-    underlay = await find_underlay(
-        interfaces=settings.iface,
-        interface_patterns=settings.iface_regex,
-        can_reach=None if settings.iface_can_reach is None else ipaddress.ip_address(settings.iface_can_reach),
-        public_ip=None if settings.public_ip is None else IPv4Address(settings.public_ip),
-        public_ipv6=None if settings.public_ipv6 is None else IPv6Address(settings.public_ipv6),
-        ipv4=network.ipv4 is not None,
-        ipv6=network.ipv6 is not None,
-    )
-    _warn_if_not_forwarding(network)
-    return underlay, await default_identity(underlay)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._underlay: Underlay | None = None
+        self._not_forwarding: set[str] = set()
+        self._signal = ChangeSignal()
+
+    async def changed(self) -> None:
+        """Return when the underlay may be another, or the parameters for forwarding have changed."""
+        await self._signal.wait()
+
+    def close(self) -> None:
+        """Stop following the kernel's changes."""
+        self._signal.close()
+
+    async def find_underlay(self, network: Network) -> tuple[Underlay, str]:
+        """How this host is attached to the network of the hosts now, and who it is unless the settings say so."""
+        settings = self._settings
+        self._warn_if_not_forwarding(network)
+        self._underlay = underlay = await find_underlay(
+            interfaces=settings.iface,
+            interface_patterns=settings.iface_regex,
+            can_reach=None if settings.iface_can_reach is None else ipaddress.ip_address(settings.iface_can_reach),
+            public_ip=None if settings.public_ip is None else IPv4Address(settings.public_ip),
+            public_ipv6=None if settings.public_ipv6 is None else IPv6Address(settings.public_ipv6),
+            ipv4=network.ipv4 is not None,
+            ipv6=network.ipv6 is not None,
+            current=self._underlay,
+        )
+        return underlay, await default_identity(underlay)
+
+    def _warn_if_not_forwarding(self, network: Network) -> None:
+        """Nothing of ours to change, but without it containers reach nobody, and nothing else says why."""
+        for family, parameter in (
+            (network.ipv4, "net/ipv4/ip_forward"),
+            (network.ipv6, "net/ipv6/conf/all/forwarding"),
+        ):
+            file, name = Path("/proc/sys", parameter), parameter.replace("/", ".")
+            if family is None or not file.exists():
+                continue
+            if file.read_text().strip() != "0":
+                if name in self._not_forwarding:
+                    self._not_forwarding.remove(name)
+                    log.info("this host forwards containers' packets again", extra=fields(network=family.network))
+            elif name not in self._not_forwarding:
+                self._not_forwarding.add(name)
+                log.warning(
+                    "this host does not forward containers' packets",
+                    extra=fields(network=family.network, hint=f"sysctl {name}=1"),
+                )
 
 
 COMMAND = Command("run", "be a node: lease a subnet and carry packets until SIGTERM or SIGINT", configure, run)

@@ -13,12 +13,9 @@ others, and of other overlays on the same host, are never touched: those that ca
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import logging
-import math
-import socket
 import zlib
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
@@ -38,6 +35,7 @@ from overlaynet.netlink import (
     NetlinkError,
     NetlinkWriter,
 )
+from overlaynet.netlink_events import ChangeSignal
 from overlaynet.options import between, option
 
 log = logging.getLogger(__name__)
@@ -73,8 +71,8 @@ class NetlinkRouter(Router):
         self._ownership = Ownership(instance, self.options.protocol)
         try:
             self._signal = ChangeSignal()
-        except OSError as error:
-            raise RouterError(f"changes of the kernel's routes cannot be followed: {error.strerror}") from error
+        except NetlinkError as error:
+            raise RouterError(str(error)) from error
 
     async def apply(self, routes: Sequence[Route]) -> None:
         """Make ``routes`` the whole set of this instance's routes; see :meth:`overlaynet.api.Router.apply`.
@@ -221,60 +219,3 @@ def _refusal(route: KernelRoute, error: NetlinkError, foreign: dict[Key, KernelR
         )
     reason = f"there is no device {route.device}" if error.errno == errno.ENODEV else error.reason
     return f"the route {route} cannot be set: {reason}"
-
-
-class ChangeSignal:
-    """Tells that interfaces, addresses or routes have changed. Made and used inside one event loop."""
-
-    _GATHER = 0.05
-    """Seconds to wait for more changes after the first one."""
-    _INTERVAL = 1.0
-    """Least seconds between two returns, so that a host whose routes never rest does not keep its daemon busy."""
-    _GROUPS = (1, 5, 7, 9, 11)
-    """RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._noticed = asyncio.Event()
-        self._last_return = -math.inf
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        try:
-            self._socket.bind((0, sum(1 << (group - 1) for group in self._GROUPS)))
-        except OSError:
-            self._socket.close()
-            raise
-        self._loop.add_reader(self._socket, self._notice)
-
-    def _notice(self) -> None:
-        # Read nothing until somebody waits: one message says as much as a thousand, and so does a full buffer.
-        self._loop.remove_reader(self._socket)
-        self._noticed.set()
-
-    async def wait(self) -> None:
-        """Return when something has changed since the last call returned. Cancelled, it loses nothing."""
-        await self._noticed.wait()
-        await asyncio.sleep(max(self._GATHER, self._last_return + self._INTERVAL - self._loop.time()))
-        if self._socket.fileno() == -1:
-            await asyncio.Event().wait()
-        self._drain()
-        self._noticed.clear()
-        self._last_return = self._loop.time()
-        self._loop.add_reader(self._socket, self._notice)
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                self._socket.recv(1)  # takes a whole message
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # messages were lost: there was a change
-                    raise
-
-    def close(self) -> None:
-        """Stop listening; a :meth:`wait` in progress never returns. Idempotent."""
-        if self._socket.fileno() != -1:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()

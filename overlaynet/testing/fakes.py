@@ -39,6 +39,9 @@ class FakeBackend(Backend):
         self.tables = 0
         """How many peer tables it was given."""
         self.closed = False
+        self.lost: str | None = None
+        """Why there is no device; ``None`` if there is one."""
+        self._changed = asyncio.Event()
         self._overlays: tuple[IPNetwork, ...] = ()
         self._failure: asyncio.Future[None] | None = None
 
@@ -55,16 +58,33 @@ class FakeBackend(Backend):
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         self.peers = tuple(peers)
         self.tables += 1
+        if self.lost is not None:
+            raise BackendError(self.lost)
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        self.underlay = underlay
+        return Device(self.options.name, underlay.mtu - 28)
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        if self.lost is not None:
+            return []
         return [Route(overlay, device=self.options.name) for overlay in self._overlays]
 
     async def run(self) -> None:
         self._failure = asyncio.get_running_loop().create_future()
         await self._failure
 
+    async def changed(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def lose(self, reason: str | None) -> None:
+        """Take the device away, so that :meth:`set_peers` raises; with ``None``, let it be made again. Either is told."""
+        self.lost = reason
+        self._changed.set()
+
     def fail(self, reason: str) -> None:
-        """Make :meth:`run` raise, as if the device had gone."""
+        """Make :meth:`run` raise, as after a defect."""
         assert self._failure is not None, "failed before it ran"
         self._failure.set_exception(BackendError(reason))
 

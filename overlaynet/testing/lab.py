@@ -120,9 +120,10 @@ class Host:
         self.namespace = NetworkNamespace(f"{lab.name}-{self.label}")
         container = _CONTAINER_NUMBERS[number - 1] if number <= 2 else _OTHER_CONTAINERS_NUMBER
         self.containers = [Container(self, f"container-{letter}", container)]
-        self._plug_in()
+        self.plug_in()
 
-    def _plug_in(self) -> None:
+    def plug_in(self) -> None:
+        """Make ``eth0`` and plug it into the switch: done at first, and to be done again after somebody has deleted it."""
         lab = self.lab
         lab.switch.ip(
             f"link add {self.label} mtu {lab.mtu} type veth peer name eth0 mtu {lab.mtu} netns {self.namespace.name}",

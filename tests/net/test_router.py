@@ -19,7 +19,8 @@ import pytest
 from overlaynet.errors import RouterError
 from overlaynet.model import IPNetwork, Route
 from overlaynet.netlink import Netlink, NetlinkError
-from overlaynet.routers.netlink import ChangeSignal, NetlinkRouter, NetlinkRouterOptions
+from overlaynet.netlink_events import ChangeSignal
+from overlaynet.routers.netlink import NetlinkRouter, NetlinkRouterOptions
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.routers import AddForeign, CountWrites, Installed, MakeRouter, RouterConformance
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
@@ -436,36 +437,94 @@ async def has_ended(backend: UdpBackend) -> bool:
     return bool(done)
 
 
-@pytest.mark.parametrize("command", ["link delete overlay0", "link set overlay0 name foreign"])
-def test_a_device_that_is_gone_is_an_error(hosts: tuple[Host, Host], command: str) -> None:
-    a, _ = hosts
+@pytest.mark.parametrize(
+    "commands",
+    [["link delete overlay0"], ["link set overlay0 down", "link set overlay0 name foreign"]],
+    ids=["deleted", "renamed"],
+)
+def test_a_device_that_is_gone_is_made_again(hosts: tuple[Host, Host], commands: list[str]) -> None:
+    a, b = hosts
     backend = a.start(PEER_B)
-    a.namespace.ip("link set overlay0 down", command)
-    with pytest.raises(BackendError, match="device overlay0 is gone"):
-        a.wait(backend.set_peers([PEER_B]))
-
-
-def test_a_deleted_device_ends_the_engine(hosts: tuple[Host, Host]) -> None:
-    a, _ = hosts
-    backend = a.start(PEER_B)
-    a.namespace.ip("link delete overlay0")
-    with pytest.raises(BackendError, match="device overlay0 is gone"):
-        a.wait(backend.run())
-    # Nothing is left that could spin, and everything is free for the next start.
-    assert not [thread for thread in threading.enumerate() if "engine" in thread.name]
-    a.wait(backend.aclose())
-    a.start(PEER_B)
+    b.start(PEER_A)
+    assert ping(a.namespace, "10.244.2.0").returncode == 0
+    before = descriptors()
+    a.namespace.ip(*commands)
+    a.wait(backend.changed())
+    a.wait(backend.set_peers([PEER_B]))
+    assert "foreign" not in link_names(a.namespace)
+    assert link(a.namespace)["mtu"] == 1472
+    a.namespace.ip(f"route replace {NETWORK} dev overlay0")
+    assert ping(a.namespace, "10.244.2.0").returncode == 0
+    assert peer_counters(backend, B_SUBNET)["sent_packets"] == 2, "they go on"
+    assert descriptors() == before
+    assert len([thread for thread in threading.enumerate() if "engine" in thread.name]) == 2
+    assert not a.wait(has_ended(backend))
 
 
 def test_another_interface_that_took_the_name_of_a_deleted_device_is_left_alone(hosts: tuple[Host, Host]) -> None:
-    a, _ = hosts
+    a, b = hosts
     backend = a.start(PEER_B)
+    b.start(PEER_A)
     a.namespace.ip("link delete overlay0", "link add overlay0 type bridge", "address add 10.9.9.9/32 dev overlay0")
-    with pytest.raises(BackendError, match="device overlay0 is gone"):
-        a.wait(backend.set_peers([PEER_B]))
-    a.wait(backend.aclose())
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"name overlay0 is taken by another interface \(bridge\)"):
+            a.wait(backend.set_peers([PEER_B]))
+    assert backend.routes([PEER_B]) == []
     (addresses,) = a.namespace.ip_json("address", "show", "overlay0")
     assert [entry["local"] for entry in addresses["addr_info"]] == ["10.9.9.9"]
+    # Nothing is left that could spin, and the name is taken back as soon as it is free.
+    assert len([thread for thread in threading.enumerate() if "engine" in thread.name]) == 1
+    a.namespace.ip("link delete overlay0")
+    a.wait(backend.set_peers([PEER_B]))
+    a.namespace.ip(f"route replace {NETWORK} dev overlay0")
+    assert ping(a.namespace, "10.244.2.0").returncode == 0
+
+
+def test_the_socket_follows_another_address_of_the_underlay(hosts: tuple[Host, Host]) -> None:
+    a, b = hosts
+    backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
+    a.namespace.ip("address flush dev eth0", "address add 172.16.130.99/24 dev eth0")
+    moved = IPv4Address("172.16.130.99")
+    assert a.wait(backend_a.set_underlay(Underlay("eth0", 1500, ipv4=moved, public_ipv4=moved)))
+    b.wait(backend_b.set_peers([attrs.evolve(PEER_A, public_ipv4=moved)]))
+    assert ping(a.namespace, "10.244.2.0").returncode == 0
+    assert ping(b.namespace, "10.244.1.0").returncode == 0
+    listening = a.namespace.execute(["ss", "-Hlun", "sport = :8285"]).stdout
+    assert "172.16.130.99:8285" in listening
+    assert "172.16.130.140:8285" not in listening
+
+
+@pytest.mark.parametrize("address", [A_ADDRESS, IPv4Address("172.16.130.99")])
+def test_the_device_follows_the_mtu_and_the_address_under_load(hosts: tuple[Host, Host], address: IPv4Address) -> None:
+    a, b = hosts
+    backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
+    over = threading.Event()
+
+    def flood() -> None:
+        with a.namespace.socket(type=socket.SOCK_DGRAM) as client:
+            while not over.is_set():
+                with contextlib.suppress(OSError):
+                    client.sendto(bytes(1000), ("10.244.2.0", 9))
+                time.sleep(0.0001)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        a.namespace.ip(f"address replace {address}/24 dev eth0")
+        b.wait(backend_b.set_peers([attrs.evolve(PEER_A, public_ipv4=address)]))
+        for mtu in (1300, 1400, 1500):
+            for host in hosts:
+                host.namespace.ip(f"link set eth0 mtu {mtu}")
+            underlay = Underlay("eth0", mtu, ipv4=address, public_ipv4=address)
+            for _ in range(2):
+                assert a.wait(backend_a.set_underlay(underlay)) == Device("overlay0", mtu - 28)
+            assert link(a.namespace)["mtu"] == mtu - 28
+            reached = peer_counters(backend_a, B_SUBNET)["sent_packets"]
+            eventually(lambda reached=reached: peer_counters(backend_a, B_SUBNET)["sent_packets"] > reached)  # type: ignore[misc]
+    finally:
+        over.set()
+        thread.join()
+    assert ping(a.namespace, "10.244.2.0", "-M", "do", "-s", str(1472 - 28)).returncode == 0
 
 
 def refusal(host: Host, options: UdpOptions | None = None, underlay: Underlay | None = None) -> str:
@@ -642,7 +701,10 @@ def test_a_datagram_that_finds_no_room_is_counted(hosts: tuple[Host, Host]) -> N
     # Nobody has this address, so datagrams wait for its link-layer address, and fill the socket's buffer.
     nobody = EnginePeer(Subnets(B_SUBNET), IPv4Address("172.16.130.99"), 8285)
     with PretendedDevice(a, str(A_ADDRESS), nobody, send_buffer=4608) as device:
-        for _ in range(20):
+
+        def congested() -> bool:
             device.kernel.send(inner("10.244.1.96", "10.244.2.194", bytes(1400)))
-        eventually(lambda: device.engine.counters().drops[Drop.SEND_CONGESTED] > 0)
+            return device.engine.counters().drops[Drop.SEND_CONGESTED] > 0
+
+        eventually(congested)
         assert {reason for reason, count in device.engine.counters().drops.items() if count} == {Drop.SEND_CONGESTED}

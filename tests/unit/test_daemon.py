@@ -21,6 +21,7 @@ from overlaynet.errors import (
     RouterError,
     StoreError,
     StoreUnavailable,
+    UnderlayError,
 )
 from overlaynet.hookspecs import hookimpl
 from overlaynet.model import Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -153,11 +154,41 @@ class UnreliableStore(MemoryStore):
         return self._unreliable
 
 
+class FakeHost:
+    """A host that is attached to the network of the hosts in a way that tests may change."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name = name
+        self.underlay = fake_underlay(address)
+        self.error: Exception | None = None
+        self._changed = asyncio.Event()
+
+    async def find_underlay(self, network: Network) -> tuple[Underlay, str]:
+        if self.error is not None:
+            raise self.error
+        return self.underlay, self.name
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def change(self, *, error: Exception | None = None, **changes: Any) -> None:
+        """Change what is found, and tell the daemon so."""
+        self.error = error
+        self.underlay = attrs.evolve(self.underlay, **changes)
+        self._changed.set()
+
+    def move(self, address: str) -> None:
+        """Get another address, as from a DHCP server."""
+        self.change(ipv4=IPv4Address(address), public_ipv4=IPv4Address(address))
+
+
 @attrs.define
 class Node:
     """A daemon under test, and what it was made of."""
 
     daemon: Daemon
+    host: FakeHost
     drivers: FakeDrivers
     observer: Observer
     subnet_file: Path
@@ -215,16 +246,15 @@ class Lab:
         plugins.register(observer, name="observer")
         subnet_file = self.directory / name / "subnet.env"
 
-        async def find_underlay(network: Network) -> tuple[Underlay, str]:
-            return fake_underlay(address), name
-
+        host = FakeHost(name, address)
         daemon = Daemon(
             Settings(**({"subnet_file": str(subnet_file)} | settings)),
             MemoryStore(table=self.table) if store is None else store,
             plugins,
-            find_underlay,
+            host.find_underlay,
+            host.changed,
         )
-        node = Node(daemon, drivers, observer, subnet_file, asyncio.create_task(daemon.run()))
+        node = Node(daemon, host, drivers, observer, subnet_file, asyncio.create_task(daemon.run()))
         self.nodes.append(node)
         return node
 
@@ -534,6 +564,162 @@ async def test_a_backend_that_fails_later_ends_the_daemon_and_takes_the_rest_dow
         await node.task
     assert node.backend.closed
     assert node.routes == {Route(OVERLAY, kind="unreachable")}
+
+
+async def test_a_device_that_is_lost_is_reported_and_tried_again_until_it_is_back(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    reason = "the device name overlay0 is taken by another interface"
+    a.backend.lose(reason)
+    await until(lambda: a.daemon.status()["problems"] == {"backend": reason}, seconds=1)
+    assert a.observer.events[-1] == f"degraded backend: {reason}"
+    assert a.routes == {Route(OVERLAY, kind="unreachable")}, "the backstop stays; no route leads to a device of others"
+    # Again and again, but not all the time.
+    tables = a.backend.tables
+    await asyncio.sleep(3600)
+    assert 3600 / AUDIT_INTERVAL / 1.3 <= a.backend.tables - tables <= 200
+    # Peers that come and go meanwhile are not forgotten.
+    c = lab.start("c", "172.16.130.166")
+    await c.ready()
+    await b.stop()
+    a.backend.lose(None)
+    await until(lambda: a.daemon.status()["problems"] == {}, seconds=2)
+    assert a.observer.events[-1] == "recovered"
+    assert a.routes == FULL_ROUTES
+    assert {peer.node for peer in a.backend.peers} == {"b", "c"}
+    assert not a.task.done()
+
+
+async def test_a_device_that_is_lost_before_the_store_answers_is_mended_too(tmp_path: Path) -> None:
+    table = UnreliableTable()
+    async with _lab(tmp_path) as lab:
+        await UnreliableStore(table).replace_network(DOCUMENT)
+        node = lab.start(store=UnreliableStore(table))
+        await until(lambda: bool(node.drivers.backends) and node.backend.lease is not None)
+        table.fail(StoreUnavailable("the server is gone"))
+        tables = node.backend.tables
+        node.backend.lose(None)
+        await until(lambda: node.backend.tables > tables, seconds=2)
+
+
+async def test_a_source_of_changes_that_never_rests_does_not_keep_the_daemon_busy(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(backend: FakeBackend) -> None:
+        return
+
+    monkeypatch.setattr(FakeBackend, "changed", at_once)
+    node = lab.start()
+    await node.ready()
+    tables = node.backend.tables
+    await asyncio.sleep(100)
+    assert 99 <= node.backend.tables - tables <= 101
+
+
+async def test_another_address_at_run_time_is_published_with_the_same_subnet(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(b.backend.peers) == 1)
+    a.host.move("172.16.130.141")
+    await until(lambda: b.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.141"), seconds=3)
+    assert a.backend.underlay == a.host.underlay
+    assert b.backend.peers[0].subnets == a.lease.subnets
+    assert a.daemon.status()["public_ipv4"] == "172.16.130.141"
+    assert not a.daemon.status()["problems"]
+    # And the next renewal, at its time, does not bring the old one back.
+    await asyncio.sleep(2 * DAY)
+    assert b.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.141")
+
+
+async def test_another_address_is_published_as_soon_as_the_store_is_back(tmp_path: Path) -> None:
+    table = UnreliableTable()
+    async with _lab(tmp_path) as lab:
+        await UnreliableStore(table).replace_network(DOCUMENT)
+        node = lab.start(store=UnreliableStore(table))
+        await node.ready()
+        table.fail(StoreUnavailable("the server is gone"))
+        node.host.move("172.16.130.141")
+        await until(lambda: "lease" in str(node.daemon.status()["problems"]), seconds=5)
+        node.host.move("172.16.130.142")
+        await asyncio.sleep(30)
+        table.fail(None)
+        await until(lambda: not node.daemon.status()["problems"], seconds=120)
+        (lease,) = (await UnreliableStore(table).leases()).leases
+        assert lease.public_ipv4 == IPv4Address("172.16.130.142")
+        assert lease.subnets == node.lease.subnets
+
+
+async def test_an_address_that_changes_while_it_is_published_is_published_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = lab.start()
+    await node.ready()
+    renew = MemoryStore.renew
+
+    async def slow(store: MemoryStore, network: Network, lease: Lease) -> Lease:
+        await asyncio.sleep(10)
+        return await renew(store, network, lease)
+
+    monkeypatch.setattr(MemoryStore, "renew", slow)
+    node.host.move("172.16.130.141")
+    await asyncio.sleep(5)
+    node.host.move("172.16.130.142")
+    await asyncio.sleep(30)
+    (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+    assert lease.public_ipv4 == IPv4Address("172.16.130.142")
+
+
+async def test_another_mtu_at_run_time_reaches_the_subnet_file(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    before = node.subnet_file.read_text()
+    node.host.change(mtu=1300)
+    await until(lambda: node.daemon.status()["mtu"] == 1272, seconds=2)
+    assert node.subnet_file.read_text() == before.replace("FLANNEL_MTU=1472", "FLANNEL_MTU=1272")
+
+
+async def test_a_subnet_file_that_cannot_be_written_at_run_time_is_tried_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = lab.start()
+    await node.ready()
+
+    def refuse(path: Path, text: str) -> None:
+        raise ConfigError("the subnet file cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("overlaynet.subnet_file.write", refuse)
+        node.host.change(mtu=1300)
+        await until(lambda: "subnet file" in str(node.daemon.status()["problems"]), seconds=2)
+    await until(lambda: "FLANNEL_MTU=1272" in node.subnet_file.read_text(), seconds=60)
+    assert not node.daemon.status()["problems"]
+
+
+async def test_an_underlay_that_is_away_for_a_while_changes_nothing(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    a.host.change(error=UnderlayError("the interface eth0 is down"))
+    await until(lambda: a.daemon.status()["problems"] == {"underlay": "the interface eth0 is down"}, seconds=2)
+    await asyncio.sleep(3600)
+    assert a.routes == FULL_ROUTES
+    assert len(a.backend.peers) == len(b.backend.peers) == 1
+    events = list(a.observer.events)
+    a.host.change()
+    await until(lambda: a.daemon.status()["problems"] == {}, seconds=2)
+    assert a.observer.events[len(events) :] == ["recovered"]
+    assert b.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.140")
+
+
+async def test_what_nobody_tells_the_audit_finds(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    node.host.underlay = fake_underlay("172.16.130.141", mtu=1400)
+    await until(lambda: node.daemon.status()["public_ipv4"] == "172.16.130.141", seconds=AUDIT_INTERVAL + 1)
+    assert node.daemon.status()["mtu"] == 1372
 
 
 async def test_a_store_that_is_down_at_the_start_is_waited_for(lab: Lab) -> None:

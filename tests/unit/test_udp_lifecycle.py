@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 from overlaynet import options
-from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, tun
+from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, device, tun
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.errors import BackendError, ConfigError
 from overlaynet.model import Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -36,7 +36,13 @@ LEASE_SIX = Lease(Subnets(ipv6=IPv6Network("fd00:10:244:1::/64")))
 LEASE_DUAL = Lease(Subnets(LEASE.subnets.ipv4, LEASE_SIX.subnets.ipv6))
 SECOND = Peer(Subnets(IPv4Network("10.244.2.0/24")), IPv4Address("127.0.0.2"))
 SECOND_SIX = attrs.evolve(SECOND, public_ipv6=IPv6Address("::2"))
+THIRD = Peer(Subnets(IPv4Network("10.244.3.0/24")), IPv4Address("127.0.0.3"))
 SIXTH = Peer(Subnets(IPv4Network("10.244.6.0/24")), public_ipv6=IPv6Address("fd00::6"))
+
+
+def ipv4_packet(source: str, destination: str) -> bytes:
+    addresses = IPv4Address(source).packed + IPv4Address(destination).packed
+    return bytes((0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0)) + addresses
 
 
 @pytest.fixture
@@ -77,8 +83,9 @@ class PretendedKernel:
         )
         self.queue_length = transmit_queue_length or self.queue_length
 
-    def set_addresses(self, name: str, addresses: list[IPInterface]) -> None:
-        self.addresses = addresses
+    def set_addresses(self, name: str, addresses: list[IPInterface]) -> bool:
+        changed, self.addresses = self.addresses != addresses, addresses
+        return changed
 
 
 class World:
@@ -87,12 +94,17 @@ class World:
     def __init__(self) -> None:
         self.kernel = PretendedKernel()
         self.device: socket.socket | None = None
+        self.devices_made = 0
+        self.name_is_taken = False
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind((str(LOOPBACK), 0))
             self.port: int = free.getsockname()[1]
         self.underlay = Underlay("eth0", 1500, ipv4=LOOPBACK)
 
     def open_tun(self, name: str, *, offload_header: bool = False) -> int:
+        if self.name_is_taken:
+            raise tun.DeviceNameTaken(name)
+        self.devices_made += 1
         near, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         return near.detach()
@@ -127,8 +139,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
-    monkeypatch.setattr(backend, "open_tun", made.open_tun)
-    monkeypatch.setattr(backend, "netlink", made.netlink)
+    monkeypatch.setattr(device, "open_tun", made.open_tun)
+    monkeypatch.setattr(device, "netlink", made.netlink)
     yield made
     if made.device is not None:
         made.device.close()
@@ -220,16 +232,166 @@ async def test_a_cancelled_close_closes_all_the_same(world: World) -> None:
     assert world.port_is_free()
 
 
-async def test_a_device_that_is_gone_is_told(world: World) -> None:
+def said(caplog: pytest.LogCaptureFixture, *messages: str) -> list[str]:
+    """Which of these messages were logged, in their order."""
+    return [message for message in caplog.messages if message in messages]
+
+
+async def test_a_device_that_is_gone_is_made_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = await world.started()
+    await made.set_peers([SECOND])
+    assert world.device is not None
+    world.device.close()
+    await asyncio.wait_for(made.changed(), 20)
+    await made.set_peers([SECOND, THIRD])
+    assert world.devices_made == 2
+    assert world.kernel.addresses == [ip_interface("10.244.1.0/32")]
+    assert said(caplog, "device lost", "device made again") == ["device lost", "device made again"]
+    assert made.routes([]) == [Route(IPv4Network("10.244.0.0/16"), device="pretended0")]
+    # The peers are in the new engine's table: what it carries goes to them.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.3", world.port))
+        peer.setblocking(False)
+        packet = ipv4_packet("10.244.1.9", "10.244.3.9")
+        world.device.send(packet)
+        assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(peer, 2000), 20) == packet
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0)
+    assert not running.done(), "it is no end"
+    await made.aclose()
+    assert world.device_is_closed()
+    assert world.port_is_free()
+    with pytest.raises(BackendError, match="closed"):
+        await running
+
+
+async def test_counters_go_on_with_the_next_engine(world: World) -> None:
+    made = await world.started()
+    await made.set_peers([SECOND])
+
+    def counts() -> tuple[int, int]:
+        status: Any = made.status()
+        return status["peers"]["10.244.2.0/24"]["sent_packets"], status["drops"]["malformed"]
+
+    for number in (1, 2):
+        assert world.device is not None
+        world.device.send(ipv4_packet("10.244.1.9", "10.244.2.9"))
+        world.device.send(b"no packet")
+        while counts() != (number, number):
+            await asyncio.sleep(0.01)
+        world.device.close()
+        await asyncio.wait_for(made.changed(), 20)
+        await made.set_peers([SECOND])
+        assert counts() == (number, number)
+    await made.aclose()
+
+
+async def test_a_device_that_cannot_be_made_again_is_an_error_until_it_can(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     made = await world.started()
     assert world.device is not None
     world.device.close()
-    with pytest.raises(BackendError, match="the device pretended0 is gone"):
-        await made.run()
-    assert world.port_is_free()
+    await asyncio.wait_for(made.changed(), 20)
+    world.name_is_taken, world.kernel.present = True, Link(9, "pretended0", "dummy", 1500, True)
+    for _ in range(3):
+        with pytest.raises(BackendError, match=r"the device name pretended0 is taken by another interface \(dummy\)"):
+            await made.set_peers([SECOND])
+        assert made.routes([SECOND]) == [], "a route would lead to somebody else's interface"
+        assert made.status()["engine"] is None
+    world.name_is_taken, world.kernel.present = False, Link(10, "pretended0", "tun", 1500, False)
+    await made.set_peers([SECOND])
+    assert said(caplog, "device lost", "device made again") == ["device lost", "device made again"]
     await made.aclose()
-    with pytest.raises(BackendError, match="the device pretended0 is gone"):
-        await made.run()
+    assert world.port_is_free()
+
+
+async def test_what_others_did_to_the_device_is_mended_and_logged_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await world.started()
+    world.kernel.present = Link(7, "pretended0", "tun", 900, False, alias="overlaynet udp")
+    world.kernel.addresses = []
+    for _ in range(2):
+        await made.set_peers([])
+    (record,) = [record for record in caplog.records if record.message == "device mended"]
+    assert record.__dict__["fields"]["mended"] == "MTU, it was down, addresses"
+    assert world.kernel.present == Link(7, "pretended0", "tun", 1472, True, alias="overlaynet udp")
+    await made.aclose()
+
+
+async def test_another_address_of_the_underlay_is_bound_and_the_old_one_given_up(world: World) -> None:
+    made = await world.started()
+    await made.set_peers([SECOND])
+    assert await made.set_underlay(world.underlay) == Device("pretended0", 1472)
+    moved = attrs.evolve(world.underlay, ipv4=IPv4Address("127.0.0.4"))
+    assert await made.set_underlay(moved) == Device("pretended0", 1472)
+    assert world.port_is_free()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.2", world.port))
+        packet = ipv4_packet("10.244.2.9", "10.244.1.9")
+        peer.sendto(packet, ("127.0.0.4", world.port))
+        assert world.device is not None
+        world.device.setblocking(False)
+        assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(world.device, 2000), 20) == packet
+    assert world.devices_made == 1
+    await made.aclose()
+    assert world.device_is_closed()
+
+
+async def test_an_address_that_cannot_be_bound_leaves_all_as_it_was(world: World) -> None:
+    made = await world.started()
+    with pytest.raises(BackendError, match="192.0.2.1 is not an address of this host"):
+        await made.set_underlay(attrs.evolve(world.underlay, ipv4=IPv4Address("192.0.2.1"), mtu=1400))
+    assert made.status()["mtu"] == 1472
+    assert not world.port_is_free()
+    assert await made.set_underlay(world.underlay) == Device("pretended0", 1472)
+    await made.aclose()
+
+
+async def test_the_device_follows_the_mtu_of_the_underlay(world: World) -> None:
+    made = await world.started()
+    assert await made.set_underlay(attrs.evolve(world.underlay, mtu=1300)) == Device("pretended0", 1272)
+    assert world.kernel.present is not None
+    assert world.kernel.present.mtu == 1272
+    assert await made.set_underlay(attrs.evolve(world.underlay, mtu=9000)) == Device("pretended0", 8972)
+    with pytest.raises(BackendError, match="MTU of 80, too small"):
+        await made.set_underlay(attrs.evolve(world.underlay, mtu=80))
+    assert world.kernel.present.mtu == 8972
+    await made.aclose()
+
+
+async def test_an_mtu_that_the_document_fixes_stays(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    made = UdpBackend(UdpOptions(name="pretended0", port=world.port, mtu=1400), engine="python")
+    await made.open(NETWORK, world.underlay)
+    await made.start(LEASE)
+    assert await made.set_underlay(attrs.evolve(world.underlay, mtu=9000)) == Device("pretended0", 1400)
+    assert await made.set_underlay(attrs.evolve(world.underlay, mtu=1300)) == Device("pretended0", 1400)
+    assert "the MTU of the network document does not fit any more" in caplog.messages
+    assert world.kernel.present is not None
+    assert world.kernel.present.mtu == 1400
+    await made.aclose()
+
+
+async def test_what_becomes_of_an_offload_is_logged(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    offloads = {"udp_segment": "on"}
+    real = PythonEngine.counters
+    monkeypatch.setattr(PythonEngine, "counters", lambda self: attrs.evolve(real(self), offloads=dict(offloads)))
+    monkeypatch.setattr(backend, "LOOK_INTERVAL", 0.01)
+    made = await world.started()
+    running = asyncio.create_task(made.run())
+    for state, message in (("failing: EIO (2 times)", "offload failing"), ("on", "offload works again")):
+        offloads["udp_segment"] = state
+        while message not in caplog.messages:
+            await asyncio.sleep(0.01)
+    await made.aclose()
+    with pytest.raises(BackendError):
+        await running
 
 
 async def test_a_defect_of_the_engine_is_told(

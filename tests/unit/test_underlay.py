@@ -118,6 +118,34 @@ def test_the_first_interface_that_can_be_used_is_taken(interfaces: list[str], in
     assert found.public_ipv4 == found.ipv4
 
 
+EARLIER = Underlay("eth1", 9000, ipv4=IPv4Address("10.0.0.8"), public_ipv4=IPv4Address("10.0.0.8"))
+
+
+def test_what_was_chosen_is_kept_as_long_as_it_is_there() -> None:
+    assert choose_underlay(HOST, Wishes(), EARLIER) == EARLIER
+    assert choose_underlay(HOST, Wishes(interfaces=["eth0", "eth1"]), EARLIER) == EARLIER
+    lower = [attrs.evolve(link, mtu=1400) for link in HOST.links]
+    assert choose_underlay(attrs.evolve(HOST, links=lower), Wishes(), EARLIER) == attrs.evolve(EARLIER, mtu=1400)
+    translated = IPv4Address("192.0.2.1")
+    kept = choose_underlay(HOST, Wishes(interfaces=["eth1"], public_ip=translated), EARLIER)
+    assert kept == attrs.evolve(EARLIER, public_ipv4=translated)
+
+
+def test_what_was_chosen_is_left_when_it_is_gone() -> None:
+    without = [a for a in HOST.addresses if a.address.ip != EARLIER.ipv4]
+    on_eth1 = attrs.evolve(EARLIER, ipv4=IPv4Address("10.0.0.7"), public_ipv4=IPv4Address("10.0.0.7"))
+    assert choose_underlay(attrs.evolve(HOST, addresses=without), Wishes(), EARLIER) == on_eth0()
+    assert choose_underlay(attrs.evolve(HOST, addresses=without), Wishes(interfaces=["eth1"]), EARLIER) == on_eth1
+    deleted = [link for link in HOST.links if link.name != "eth1"]
+    assert choose_underlay(attrs.evolve(HOST, links=deleted), Wishes(), EARLIER) == on_eth0()
+
+
+def test_what_was_chosen_is_the_first_to_be_named_when_nothing_can_be_used() -> None:
+    down = [attrs.evolve(link, up=False) for link in HOST.links]
+    with pytest.raises(UnderlayError, match="^the interface eth1 is down; bring it up"):
+        choose_underlay(attrs.evolve(HOST, links=down, default_interfaces={}), Wishes(), EARLIER)
+
+
 def test_an_interface_and_a_public_address() -> None:
     public = IPv4Address("172.16.130.140")  # another interface's, but the interface was named
     found = choose_underlay(HOST, Wishes(interfaces=["eth1"], public_ip=public))

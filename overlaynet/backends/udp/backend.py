@@ -6,38 +6,33 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from ipaddress import ip_interface
-from pathlib import Path
-from typing import ClassVar, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import attrs
 
-from overlaynet._threads import call_in_thread
-from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, peer_address
-from overlaynet.backends.udp.engine import DeviceGone, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.device import TunDevice
+from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, largest_mtu, peer_address
+from overlaynet.backends.udp.engine import NOTHING, Counters, DeviceGone, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine_thread import EngineThread
+from overlaynet.backends.udp.offloads import OffloadLog
 from overlaynet.backends.udp.python_engine import PythonEngine
-from overlaynet.backends.udp.tun import DeviceNameTaken, check_name, open_tun
+from overlaynet.backends.udp.tun import check_name
 from overlaynet.backends.udp.wire import open_socket
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
-from overlaynet.model import JSON, Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
-from overlaynet.netlink import Netlink, NetlinkError, netlink
+from overlaynet.model import JSON, Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.netlink import NetlinkError
+from overlaynet.netlink_events import ChangeSignal, Group
 from overlaynet.network import Network
 from overlaynet.options import between, option
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-ALIAS = "overlaynet udp"
-"""What the device's alias says, so that anyone can tell whose it is."""
-
-_QUEUE_LENGTH = 1000
-"""Packets that wait in the device while the engine is busy."""
+LOOK_INTERVAL = 5.0
+"""Seconds between two looks at the engine's offloads."""
 
 
 @attrs.frozen
@@ -54,28 +49,11 @@ class UdpOptions:
     )
 
 
-@attrs.frozen
-class _Opened:
-    """What :meth:`UdpBackend.open` has taken. The engine's thread closes the descriptors once there is one."""
-
-    network: Network
-    mtu: int
-    tun: int
-    index: int
-    """The device's interface index: a later device of the same name has another."""
-    wires: Mapping[int, socket.socket]
-    """A socket for each IP version of the underlay."""
-
-    def close(self) -> None:
-        for wire in self.wires.values():
-            wire.close()
-        os.close(self.tun)
-
-
 class UdpBackend(Backend):
     """Carries each packet, unchanged, as the payload of one UDP datagram; wire-compatible with flannel's udp backend.
 
-    The device is not persistent: however this process ends, the kernel takes the device and all its routes away.
+    The device is not persistent: however this process ends, the kernel takes the device and all its routes away. Whoever
+    else takes it away while this process runs sees it made again.
     """
 
     Options: ClassVar[type[UdpOptions]] = UdpOptions
@@ -87,111 +65,157 @@ class UdpBackend(Backend):
         super().__init__(options)
         self._engine_name = engine
         self._offload = offload != "off"
+        self._offload_header = False
         self._engine_class: Callable[[int, list[int], int, PeerTable], Engine] = PythonEngine
-        self._opened: _Opened | None = None
+        self._network: Network | None = None
         self._own: Subnets | None = None
-        self._engine: Engine | None = None
-        self._thread: threading.Thread | None = None
+        self._mtu: int | None = None
+        self._device: TunDevice | None = None
+        self._wires: dict[IPAddress, socket.socket] = {}
+        self._old_wires: list[socket.socket] = []
+        """Sockets that an engine may still be reading, but no later one is to."""
+        self._engine: EngineThread | None = None
+        self._earlier: Counters | None = None
+        """The counts of all engines before this one."""
+        self._signal: ChangeSignal | None = None
+        self._device_ended = asyncio.Event()
+        self._device_lost = False
+        """Somebody has taken the device away, and it is not yet back."""
+        self._closing = False
         self._ended = asyncio.Event()
         self._failure = "the udp backend is closed"
         self._peers: tuple[EnginePeer, ...] = ()
         self._unreachable_peers: frozenset[Subnets] = frozenset()
-        self._unwritable: set[Path] = set()
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Bind the sockets and create the device, which stays down. Like flannel's udp, nothing is published."""
-        native = self._choose_engine()
+        self._choose_engine()
         mtu = fitting_mtu(self.options.mtu, network, underlay)
-        addresses = [address for address in (underlay.ipv4, underlay.ipv6) if address is not None]
-        if not addresses:
-            raise BackendError(
-                f"the interface {underlay.interface} has no address, which the udp backend needs; "
-                f"give it one, or choose another with --iface"
-            )
+        addresses = _addresses(underlay)
         with contextlib.ExitStack() as undo:
-            wires: dict[int, socket.socket] = {}
+            wires = {}
             for address in addresses:
-                wires[address.version] = open_socket(address, self.options.port)
-                undo.callback(wires[address.version].close)
+                wires[address] = open_socket(address, self.options.port)
+                undo.callback(wires[address].close)
+            device = await TunDevice.make(self.options.name, offload_header=self._offload_header)
+            undo.callback(device.close)
             try:
-                tun = open_tun(self.options.name, offload_header=native and self._offload)
-            except DeviceNameTaken as error:
-                raise BackendError(await self._who_has_the_name()) from error
-            undo.callback(os.close, tun)
-            self._opened = _Opened(network, mtu, tun, await _ask(self._mark), wires)
+                self._signal = ChangeSignal((Group.LINKS, Group.IPV4_ADDRESSES, Group.IPV6_ADDRESSES))
+            except NetlinkError as error:
+                raise BackendError(str(error)) from error
             undo.pop_all()
+        self._network, self._device, self._wires = network, device, wires
+        self._mtu = mtu
         return LeaseData()
 
     async def start(self, lease: Lease) -> Device:
         """Configure the device, switch it on, and start the engine without peers."""
-        opened = self._opened
-        if opened is None or self._thread is not None:
+        if self._device is None or self._mtu is None or self._engine is not None:
             raise BackendError("the udp backend is started once, after it was opened; this is a defect of its caller")
         self._own = lease.subnets
-        await _ask(self._configure)
-        table = PeerTable(lease.subnets)
-        sockets = [wire.fileno() for wire in opened.wires.values()]
-        self._engine = self._engine_class(opened.tun, sockets, opened.mtu, table)
-        self._thread = threading.Thread(
-            target=self._carry,
-            args=(self._engine, opened, asyncio.get_running_loop()),
-            name=f"{self._engine.name} engine of {self.options.name}",
-            daemon=True,
-        )
-        self._thread.start()
+        engine = await self._mend(self._own, self._mtu)
         log.info(
             "packet engine started",
-            extra=fields(engine=self._engine.name, offloads=dict(self._engine.counters().offloads) or None),
+            extra=fields(engine=engine.name, offloads=dict(engine.counters().offloads) or None),
         )
-        return Device(self.options.name, opened.mtu)
+        return Device(self.options.name, self._mtu)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
-        """Replace the engine's table; then repair the device, if someone has changed its MTU or address, or set it down."""
-        opened = self._opened
-        if self._engine is None or self._own is None or opened is None:
+        """Replace the engine's table; then mend the device, if someone has changed it, or make it again if it is gone."""
+        if self._own is None or self._mtu is None:
             raise BackendError("the udp backend was not started; this is a defect of its caller")
+        versions = [address.version for address in self._wires]
         reachable = []
         unreachable = set()
         for peer in peers:
-            address = peer_address(peer, opened.wires)
+            address = peer_address(peer, versions)
             if address is None:
                 unreachable.add(peer.subnets)
             else:
                 reachable.append(EnginePeer(peer.subnets, address, self.options.port))
-        has = " or ".join(f"IPv{version}" for version in opened.wires)
+        has = " or ".join(f"IPv{version}" for version in versions)
         for subnets in sorted(unreachable - self._unreachable_peers, key=str):
             log.warning("peer not reachable", extra=fields(subnet=subnets, reason=f"it has no {has} address"))
         self._unreachable_peers = frozenset(unreachable)
         self._peers = tuple(reachable)
-        self._engine.set_table(PeerTable(self._own, self._peers))
-        await _ask(self._configure)
+        if self._engine is not None:
+            self._engine.engine.set_table(PeerTable(self._own, self._peers))
+        await self._mend(self._own, self._mtu)
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """Bind the socket to the underlay's address, and give the device the MTU that fits into it.
+
+        An MTU that the network document fixes stays, even if it no longer fits: the kernel cuts the datagrams up then.
+        """
+        if self._network is None:
+            raise BackendError("the udp backend was not opened; this is a defect of its caller")
+        addresses = _addresses(underlay)
+        most = largest_mtu(self._network, underlay)
+        mtu = most if self.options.mtu is None else self.options.mtu
+        new = {address: open_socket(address, self.options.port) for address in addresses if address not in self._wires}
+        # From here on nothing fails, and whatever interrupts it, no socket is forgotten.
+        if mtu > most:
+            log.warning(
+                "the MTU of the network document does not fit any more",
+                extra=fields(
+                    mtu=mtu, most=most, interface=underlay.interface, hint="datagrams are cut up on their way"
+                ),
+            )
+        same_mtu, self._mtu = mtu == self._mtu, mtu
+        self._old_wires += [wire for address, wire in self._wires.items() if address not in addresses]
+        self._wires = {address: new.get(address) or self._wires[address] for address in addresses}
+        if not same_mtu or new or self._old_wires:
+            # An engine has its sockets and MTU for life: another takes over; what arrives meanwhile waits in the kernel.
+            await self._end_engine()
+        if self._own is not None:
+            await self._mend(self._own, mtu)
+        return Device(self.options.name, mtu)
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """One route for each of the overlay's networks, whoever the peers are: the engine knows what lies where."""
-        if self._opened is None:
+        if self._device is None or self._network is None:
             return []
-        return [Route(overlay, device=self.options.name) for overlay in self._opened.network]
+        return [Route(overlay, device=self.options.name) for overlay in self._network]
 
     async def run(self) -> None:
-        """Wait until the engine ends, which only a deleted device, a defect, or :meth:`aclose` makes it do."""
-        await self._ended.wait()
+        """Log what becomes of the offloads until the engine has ended by a defect, or :meth:`aclose`."""
+        offloads = OffloadLog()
+        while not self._ended.is_set():
+            if self._engine is not None:
+                offloads.look(self._engine.engine.counters().offloads)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._ended.wait()
         raise BackendError(self._failure)
+
+    async def changed(self) -> None:
+        """Return when the device is gone, or something about the host's links and addresses has changed."""
+        if self._signal is None:
+            raise BackendError("the udp backend was not opened; this is a defect of its caller")
+        waits = {asyncio.create_task(self._signal.wait()), asyncio.create_task(self._device_ended.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.wait(waits)
+        self._device_ended.clear()
 
     def status(self) -> Mapping[str, JSON]:
         """Engine, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent."""
-        opened, engine = self._opened, self._engine
+        engine, counters = self._engine, self._counters()
         status: dict[str, JSON] = {
-            "engine": engine.name if engine is not None else None,
+            "engine": engine.engine.name if engine is not None else None,
             "device": self.options.name,
-            "mtu": opened.mtu if opened is not None else None,
+            "mtu": self._mtu,
             "port": self.options.port,
         }
-        if engine is None:
+        if counters is None:
             return status | {"peers": {}, "drops": {}, "unreachables_sent": 0, "offloads": {}}
-        counters = engine.counters()
         peers: dict[str, JSON] = {}
         for peer in self._peers:
-            peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(counters.peers[peer.subnets])}
+            count = counters.peers.get(peer.subnets, NOTHING)
+            peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(count)}
         drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
         return status | {
             "peers": peers,
@@ -202,41 +226,103 @@ class UdpBackend(Backend):
 
     async def aclose(self) -> None:
         """Stop the engine and close device and sockets; if it is cancelled, they are closed all the same, a moment later."""
-        if self._engine is not None and self._thread is not None:
-            self._engine.stop()
-            await call_in_thread(self._thread.join)
-        elif self._opened is not None:
-            self._opened.close()
-            self._opened = None
-            self._ended.set()
+        self._closing = True
+        if self._engine is not None:
+            await self._engine.stop()
+        self._close()
 
-    def _carry(self, engine: Engine, opened: _Opened, loop: asyncio.AbstractEventLoop) -> None:
-        """What the engine's thread does: carry packets, and free everything in the end, whatever the end is."""
-        failure = None
+    # The parts: a device, and an engine that is at home in it. Either may be missing for a while.
+
+    async def _mend(self, own: Subnets, mtu: int) -> Engine:
+        """Make the device again if it is gone, and anything about it right that is not; return the engine, which runs.
+
+        :raises BackendError: if that cannot be done now.
+        """
+        if self._closing:
+            raise BackendError(self._failure)
         try:
-            engine.run()
-        except DeviceGone as error:
-            log.debug("device gone", extra=fields(device=self.options.name, reason=error))
-            failure = self._gone()
-        except Exception as error:
-            log.exception("packet engine failed", extra=fields(engine=engine.name))
-            failure = f"the {engine.name} packet engine failed: {error!r}; this is a defect, please report it"
-        engine.close()
-        # Without the device, the kernel answers senders at once; with it, packets would wait in it for nobody.
-        opened.close()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(self._end, failure)
+            await self._configure(own, mtu)
+        except DeviceGone:
+            await self._lose_device()
+            device = await TunDevice.make(self.options.name, offload_header=self._offload_header)
+            if self._closing:
+                device.close()
+                raise BackendError(self._failure) from None
+            self._device = device
+            try:
+                await self._configure(own, mtu)
+            except DeviceGone as error:
+                raise BackendError(f"{error}, again") from error
+        if self._closing or self._device is None:
+            raise BackendError(self._failure)
+        if self._engine is None:
+            wires = [wire.fileno() for wire in self._wires.values()]
+            engine = self._engine_class(self._device.descriptor, wires, mtu, PeerTable(own, self._peers))
+            self._engine = EngineThread(engine, self.options.name, self._engine_ended)
+        if self._device_lost:
+            self._device_lost = False
+            log.info("device made again", extra=fields(device=self.options.name, peers=len(self._peers)))
+        return self._engine.engine
 
-    def _end(self, failure: str | None) -> None:
-        if failure is not None:
-            self._failure = failure
+    async def _configure(self, own: Subnets, mtu: int) -> None:
+        if self._device is None or (self._engine is not None and not self._engine.running):
+            raise DeviceGone(f"the device {self.options.name} is gone: somebody deleted or renamed it")
+        await self._device.configure(mtu, own)
+
+    async def _lose_device(self) -> None:
+        """Let go of a device that is no longer what it was; also of one that lives on under another name."""
+        if not self._device_lost:
+            self._device_lost = True
+            log.warning(
+                "device lost",
+                extra=fields(device=self.options.name, reason="deleted or renamed", hint="it is made again"),
+            )
+        device, self._device = self._device, None
+        if device is not None:
+            await self._end_engine()
+            device.close()
+
+    async def _end_engine(self) -> None:
+        if self._engine is not None:
+            await self._engine.stop()
+            self._earlier = self._counters()
+            self._engine = None
+        while self._old_wires:
+            self._old_wires.pop().close()
+
+    def _engine_ended(self, engine: EngineThread) -> None:
+        if isinstance(engine.failure, DeviceGone):
+            log.debug("device gone", extra=fields(device=self.options.name, reason=engine.failure))
+            self._device_ended.set()
+        elif engine.failure is not None:
+            name, error = engine.engine.name, engine.failure
+            log.error("packet engine failed", extra=fields(engine=name), exc_info=error)
+            self._failure = f"the {name} packet engine failed: {error!r}; this is a defect, please report it"
+            # Without the device, the kernel answers senders at once; with it, packets would wait in it for nobody.
+            self._closing = True
+        if self._closing:
+            self._close()
+
+    def _close(self) -> None:
+        """Close all that is open. Idempotent; only where no engine runs."""
+        if self._signal is not None:
+            self._signal.close()
+        if self._device is not None:
+            self._device.close()
+        for wire in (*self._wires.values(), *self._old_wires):
+            wire.close()
         self._ended.set()
 
-    def _choose_engine(self) -> bool:
-        """Choose the class of the engine; True if it is the native one."""
+    def _counters(self) -> Counters | None:
+        if self._engine is None:
+            return self._earlier
+        counters = self._engine.engine.counters()
+        return counters if self._earlier is None else counters.after(self._earlier)
+
+    def _choose_engine(self) -> None:
         self._engine_class = functools.partial(PythonEngine, offload=self._offload)
         if self._engine_name == "python":
-            return False
+            return
         try:
             from overlaynet.backends.udp.native_engine import NativeEngine  # noqa: PLC0415 - it may be missing
         except ImportError as error:
@@ -246,79 +332,17 @@ class UdpBackend(Backend):
                     f"or choose --udp-engine python"
                 ) from error
             log.info("native packet engine not built", extra=fields(reason=error))
-            return False
+            return
         self._engine_class = functools.partial(NativeEngine, offload=self._offload)
-        return True
+        self._offload_header = self._offload
 
-    # In a thread, with netlink.
 
-    async def _who_has_the_name(self) -> str:
-        name = self.options.name
-        link = await _ask(lambda kernel: kernel.link(name))
-        if link is not None and link.alias == ALIAS:
-            return (
-                f"the device {name} belongs to another overlaynet that is running; stop it, "
-                f"or choose another Name in the network document's Backend"
-            )
-        kind = f" ({link.kind})" if link is not None and link.kind else ""
-        return (
-            f"the device name {name} is taken by another interface{kind}; delete that with `ip link delete {name}`, "
-            f"or choose another Name in the network document's Backend"
+def _addresses(underlay: Underlay) -> list[IPAddress]:
+    """The addresses of this host that sockets are bound to: one of each IP version that the underlay has."""
+    addresses = [address for address in (underlay.ipv4, underlay.ipv6) if address is not None]
+    if not addresses:
+        raise BackendError(
+            f"the interface {underlay.interface} has no address, which the udp backend needs; "
+            f"give it one, or choose another with --iface"
         )
-
-    def _mark(self, kernel: Netlink) -> int:
-        """Make the device recognisable as ours; return its index."""
-        kernel.configure_link(self.options.name, alias=ALIAS)
-        link = kernel.link(self.options.name)
-        if link is None:
-            raise BackendError(self._gone())
-        return link.index
-
-    def _configure(self, kernel: Netlink) -> None:
-        """Make the device what it should be. Idempotent: what is right already is not touched."""
-        opened, name = self._opened, self.options.name
-        link = kernel.link(name)
-        if opened is None or self._own is None or link is None or link.index != opened.index:
-            raise BackendError(self._gone())
-        if link.mtu != opened.mtu:
-            kernel.configure_link(name, mtu=opened.mtu)
-        for directory, parameter, wanted in self._parameters(self._own):
-            self._set_parameter(Path("/proc/sys/net", directory, "conf", name, parameter), wanted)
-        if not link.up:
-            kernel.configure_link(name, transmit_queue_length=_QUEUE_LENGTH, up=True)
-        addresses = [(subnet.network_address, subnet.max_prefixlen) for subnet in self._own]
-        kernel.set_addresses(name, [ip_interface(address) for address in addresses])
-
-    def _parameters(self, own: Subnets) -> Iterator[tuple[str, str, str]]:
-        """The device's kernel parameters, by directory and name, and what they are to be."""
-        if own.ipv4 is not None:
-            # The source of our ICMP errors is the device's own address, which the kernel takes for forged without this.
-            yield "ipv4", "accept_local", "1"
-        # A kernel, or an MTU, without IPv6 has no such parameter.
-        if Path("/proc/sys/net/ipv6/conf", self.options.name).exists():
-            # No link-local address, and so no router solicitations into the tunnel.
-            yield "ipv6", "addr_gen_mode", "1"
-        if own.ipv6 is not None:
-            yield "ipv6", "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
-
-    def _set_parameter(self, path: Path, value: str) -> None:
-        try:
-            if path.read_text().strip() != value:
-                path.write_text(value)
-        except OSError as error:
-            if path not in self._unwritable:
-                self._unwritable.add(path)
-                log.warning(
-                    "kernel parameter not set", extra=fields(parameter=path, wanted=value, reason=error.strerror)
-                )
-
-    def _gone(self) -> str:
-        return f"the device {self.options.name} is gone: someone deleted or renamed it; start overlaynet again"
-
-
-async def _ask(function: Callable[[Netlink], T]) -> T:
-    """Call ``function`` in a thread, with netlink. :raises BackendError: if the kernel refuses."""
-    try:
-        return await netlink(function)
-    except NetlinkError as error:
-        raise BackendError(str(error)) from error
+    return addresses

@@ -35,21 +35,30 @@ def peer_address(peer: Peer, versions: Collection[int]) -> IPAddress | None:
     return None
 
 
-def fitting_mtu(wanted: int | None, network: Network, underlay: Underlay) -> int:
-    """Bytes in the largest packet that the device takes: as many as fit into each outer header that may be needed.
+def largest_mtu(network: Network, underlay: Underlay) -> int:
+    """Bytes in the largest packet that fits into each outer header that may be needed.
 
-    :param wanted: what the network document asks for, if anything.
-    :raises BackendError: if that, or what the overlay's IP versions need, does not fit.
+    :raises BackendError: if that is less than the overlay's IP versions need.
     """
-    overhead = OVERHEAD[6 if underlay.ipv6 is not None else 4]
+    overhead = _overhead(underlay)
     most = min(underlay.mtu - overhead, LARGEST_PAYLOAD)
-    least = max(_SMALLEST_MTU[overlay.version] for overlay in network)
+    least = _least(network)
     carried = " that carries IPv6" if least == _SMALLEST_MTU[6] else ""
     if most < least:
         raise BackendError(
             f"the interface {underlay.interface} has an MTU of {underlay.mtu}, too small for a tunnel{carried}; raise it "
             f"to {least + overhead} or more, or choose another interface with --iface"
         )
+    return most
+
+
+def fitting_mtu(wanted: int | None, network: Network, underlay: Underlay) -> int:
+    """Bytes in the largest packet that the device takes: what the network document asks for, or :func:`largest_mtu`.
+
+    :param wanted: what the network document asks for, if anything.
+    :raises BackendError: if that, or what the overlay's IP versions need, does not fit.
+    """
+    most, least = largest_mtu(network, underlay), _least(network)
     if wanted is not None and wanted < least:
         raise BackendError(
             f"the network document's Backend asks for MTU {wanted}, but IPv6 needs {least} or more (RFC 8200); "
@@ -58,7 +67,15 @@ def fitting_mtu(wanted: int | None, network: Network, underlay: Underlay) -> int
     if wanted is not None and wanted > most:
         raise BackendError(
             f"the network document's Backend asks for MTU {wanted}, but at most {most} fits into the MTU "
-            f"{underlay.mtu} of {underlay.interface} ({overhead} bytes are for the tunnel's headers); lower the one "
-            f"or raise the other"
+            f"{underlay.mtu} of {underlay.interface} ({_overhead(underlay)} bytes are for the tunnel's headers); lower "
+            f"the one or raise the other"
         )
     return most if wanted is None else wanted
+
+
+def _overhead(underlay: Underlay) -> int:
+    return OVERHEAD[6 if underlay.ipv6 is not None else 4]
+
+
+def _least(network: Network) -> int:
+    return max(_SMALLEST_MTU[overlay.version] for overlay in network)

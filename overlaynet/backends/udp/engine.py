@@ -82,6 +82,13 @@ class PeerCounters:
     received_packets: int = 0
     received_bytes: int = 0
 
+    def after(self, earlier: PeerCounters) -> PeerCounters:
+        """The sum of both."""
+        return PeerCounters(*(a + b for a, b in zip(attrs.astuple(self), attrs.astuple(earlier), strict=True)))
+
+
+NOTHING = PeerCounters()
+
 
 @attrs.frozen
 class Counters:
@@ -96,6 +103,15 @@ class Counters:
     offloads: Mapping[str, str] = attrs.field(factory=dict)
     """What the engine makes use of to cross into the kernel less often: for each by name ``on``, ``off`` or ``failing``,
     with the reason, such as ``failing: EIO (7 times)``. Empty for an engine without any."""
+
+    def after(self, earlier: Counters) -> Counters:
+        """These counts on top of those of an engine that this one took over from; peers and offloads are this one's."""
+        return Counters(
+            peers={subnets: count.after(earlier.peers.get(subnets, NOTHING)) for subnets, count in self.peers.items()},
+            drops={reason: count + earlier.drops[reason] for reason, count in self.drops.items()},
+            unreachables_sent=self.unreachables_sent + earlier.unreachables_sent,
+            offloads=self.offloads,
+        )
 
 
 @attrs.define

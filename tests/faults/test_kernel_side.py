@@ -1,0 +1,285 @@
+"""What happens to a running node on the kernel's side: each fault is injected for real, by hand, under a running daemon."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Interface
+from typing import Any
+
+import pytest
+
+from overlaynet.testing.lab import SWITCH_ADDRESS, DaemonProcess, Host, Lab, wait_until
+
+A_IS_MOVED_TO = IPv4Interface("172.16.130.77/24")
+OVERLAY_ROUTES = [("unicast", "10.244.0.0/16", "overlay0"), ("unreachable", "10.244.0.0/16", None)]
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Three hosts; the third one's daemon is not started."""
+    with Lab("kernel", hosts=3, default_route=True) as lab:
+        for host in lab.hosts[:2]:
+            host.start_overlaynet(lab.file_store)
+            host.connect_containers()
+        wait_for_traffic(lab)
+        yield lab
+
+
+def daemon_of(host: Host) -> DaemonProcess:
+    assert host.daemon is not None
+    return host.daemon
+
+
+def reaches(lab: Lab) -> bool:
+    """True if a ping goes from the first container to the second, and comes back."""
+    command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
+    return lab.containers[0].namespace.execute(command, check=False, timeout=PATIENCE).returncode == 0
+
+
+def wait_for_traffic(lab: Lab) -> None:
+    wait_until(lambda: reaches(lab), PATIENCE, "a ping to arrive")
+
+
+def routes(host: Host) -> list[tuple[str, str, str | None]]:
+    found = host.namespace.ip_json("route", "show", "proto", "82")
+    return sorted((route["type"], route["dst"], route.get("dev")) for route in found)
+
+
+def said(host: Host, message: str) -> list[dict[str, Any]]:
+    return [record for record in daemon_of(host).records if record["message"] == message]
+
+
+def problems(host: Host) -> dict[str, str]:
+    found: Any = host.status()["problems"]
+    return dict(found)
+
+
+def link(host: Host, name: str = "overlay0") -> dict[str, Any]:
+    (found,) = host.namespace.ip_json("link", "show", name)
+    return found
+
+
+def cpu_seconds(daemon: DaemonProcess) -> float:
+    """What the process has used so far, in all its threads."""
+    with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
+        values = file.read().rpartition(")")[2].split()
+    return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def does_not_spin(daemon: DaemonProcess) -> bool:
+    """True if the process uses less than half a core while nothing is asked of it; a busy loop takes a whole one."""
+    before, began = cpu_seconds(daemon), time.monotonic()
+    time.sleep(2)
+    return cpu_seconds(daemon) - before < (time.monotonic() - began) / 2
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [["link delete overlay0"], ["link set overlay0 down", "link set overlay0 name elsewhere"]],
+    ids=["deleted", "renamed"],
+)
+def test_a_lost_device_is_made_again_with_its_lease_peers_and_routes(lab: Lab, commands: list[str]) -> None:
+    host = lab.hosts[0]
+    before = host.status()
+    for times in (1, 2):
+        host.namespace.ip(*commands)
+        wait_until(lambda times=times: len(said(host, "device made again")) == times, PATIENCE, "another device")  # type: ignore[misc]
+        wait_until(lambda: routes(host) == OVERLAY_ROUTES, PATIENCE, "the routes")
+        wait_for_traffic(lab)
+        assert len(said(host, "device lost")) == times
+    assert "elsewhere" not in [link["ifname"] for link in host.namespace.ip_json("link", "show")]
+    after = host.status()
+    assert [after[name] for name in ("subnets", "peers", "mtu")] == [
+        before[name] for name in ("subnets", "peers", "mtu")
+    ]
+    assert problems(host) == {}
+    assert does_not_spin(daemon_of(host))
+    assert not said(host, "packet engine failed")
+
+
+def test_a_device_whose_name_is_taken_meanwhile_is_reported_and_made_when_the_name_is_free(lab: Lab) -> None:
+    host = lab.hosts[0]
+    os.kill(daemon_of(host).pid, signal.SIGSTOP)  # or it would have the name again before anyone else
+    try:
+        host.namespace.ip("link delete overlay0", "link add overlay0 type bridge", "link set overlay0 up")
+    finally:
+        os.kill(daemon_of(host).pid, signal.SIGCONT)
+    wait_until(lambda: "backend" in problems(host), PATIENCE, "the daemon to say so")
+    assert "the device name overlay0 is taken by another interface (bridge)" in problems(host)["backend"]
+    assert said(host, "degraded")[0]["part"] == "backend"
+    wait_until(lambda: routes(host) == OVERLAY_ROUTES[1:], PATIENCE, "no route to lead to the other's interface")
+    assert does_not_spin(daemon_of(host))
+    # Peers that come meanwhile are known afterwards.
+    third = lab.hosts[2]
+    third.start_overlaynet(lab.file_store)
+    third.connect_containers()
+    host.namespace.ip("link delete overlay0")
+    wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+    assert len(said(host, "device lost")) == len(said(host, "device made again")) == 1
+    assert routes(host) == OVERLAY_ROUTES
+    wait_for_traffic(lab)
+    address = str(third.containers[0].ip)
+    command = ["ping", "-n", "-c", "1", "-W", "1", address]
+    container = lab.containers[0].namespace
+    wait_until(lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "the third host to answer")
+
+
+@pytest.mark.parametrize(
+    ("commands", "mended"),
+    [
+        (["link set overlay0 down"], "it was down"),
+        (["link set overlay0 mtu 1000"], "MTU"),
+        (["address flush dev overlay0"], "addresses"),
+        (["address add 10.9.9.9/32 dev overlay0"], "addresses"),
+    ],
+)
+def test_what_is_done_to_the_device_is_mended_at_once(lab: Lab, commands: list[str], mended: str) -> None:
+    host = lab.hosts[0]
+    host.namespace.ip(*commands)
+    record = daemon_of(host).wait_for("device mended", PATIENCE)
+    assert record["mended"] == mended
+    assert "UP" in link(host)["flags"]
+    assert link(host)["mtu"] == 1472
+    (addresses,) = host.namespace.ip_json("address", "show", "overlay0")
+    assert [entry["local"] for entry in addresses["addr_info"] if entry["family"] == "inet"] == ["10.244.1.0"]
+    wait_until(lambda: routes(host) == OVERLAY_ROUTES, PATIENCE, "the routes")
+    wait_for_traffic(lab)
+    time.sleep(2)
+    assert len(said(host, "device mended")) == 1, "logged once"
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ["route delete 10.244.0.0/16 dev overlay0"],
+        ["route flush proto 82"],
+    ],
+    ids=["deleted", "all deleted"],
+)
+def test_what_is_done_to_the_routes_is_mended_at_once(lab: Lab, commands: list[str]) -> None:
+    host = lab.hosts[0]
+    before = len(said(host, "routes changed"))
+    host.namespace.ip(*commands)
+    wait_until(lambda: len(said(host, "routes changed")) > before, PATIENCE, "the daemon to mend the routes")
+    wait_until(lambda: set(OVERLAY_ROUTES) <= set(routes(host)), PATIENCE, "the routes")
+    wait_for_traffic(lab)
+
+
+def test_a_route_of_somebody_else_in_the_place_of_ours_is_reported_until_it_is_gone(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.namespace.ip("route replace 10.244.0.0/16 dev eth0")
+    wait_until(lambda: "routes" in problems(host), PATIENCE, "the daemon to say so")
+    assert "because there is 10.244.0.0/16 dev eth0" in problems(host)["routes"]
+    assert "remove it with `ip route del" in problems(host)["routes"]
+    assert does_not_spin(daemon_of(host))
+    host.namespace.ip("route delete 10.244.0.0/16 dev eth0")
+    wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+    assert routes(host) == OVERLAY_ROUTES
+    wait_for_traffic(lab)
+
+
+def test_forwarding_switched_off_is_said_and_said_when_it_is_on_again(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.namespace.set_sysctl("net.ipv4.ip_forward", 0)
+    record = daemon_of(host).wait_for("this host does not forward containers' packets", PATIENCE)
+    assert record["hint"] == "sysctl net.ipv4.ip_forward=1"
+    host.namespace.set_sysctl("net.ipv4.ip_forward", 1)
+    daemon_of(host).wait_for("this host forwards containers' packets again", PATIENCE)
+    wait_for_traffic(lab)
+
+
+def test_a_parameter_that_no_event_tells_of_is_found_by_the_audit(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.namespace.set_sysctl("net.ipv4.conf.overlay0.accept_local", 0)
+    record = daemon_of(host).wait_for("device mended", 60)
+    assert record["mended"] == "accept_local"
+    assert host.namespace.execute(["sysctl", "-n", "net.ipv4.conf.overlay0.accept_local"]).stdout.strip() == "1"
+
+
+def test_an_underlay_that_is_switched_off_and_on_is_survived_under_load(lab: Lab) -> None:
+    host = lab.hosts[0]
+    target = str(lab.containers[1].ip)
+    with lab.containers[0].namespace.popen(["ping", "-n", "-q", "-i", "0.002", target]) as load:
+        host.namespace.ip("link set eth0 down")
+        wait_until(lambda: "underlay" in problems(host), PATIENCE, "the daemon to say so")
+        assert "the interface eth0 is down; bring it up" in problems(host)["underlay"]
+        wait_until(lambda: drops(host)["send_unreachable"] > 100, PATIENCE, "packets to be counted")
+        assert does_not_spin(daemon_of(host))
+        assert routes(host) == OVERLAY_ROUTES
+        host.namespace.ip("link set eth0 up")
+        wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+        load.kill()
+    wait_for_traffic(lab)
+    assert not said(host, "underlay changed")
+
+
+def drops(host: Host) -> dict[str, int]:
+    packets: Any = host.status()["packets"]
+    found: dict[str, int] = packets["drops"]
+    return found
+
+
+def test_an_underlay_interface_that_is_deleted_and_made_again_is_survived(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.namespace.ip("link delete eth0")
+    wait_until(lambda: "underlay" in problems(host), PATIENCE, "the daemon to say so")
+    assert "there is no interface eth0" in problems(host)["underlay"]
+    assert does_not_spin(daemon_of(host))
+    host.plug_in()
+    wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+    wait_for_traffic(lab)
+
+
+def test_the_mtu_of_the_underlay_is_followed_down_and_up(lab: Lab) -> None:
+    host = lab.hosts[0]
+    for mtu in (1300, 1500):
+        host.namespace.ip(f"link set eth0 mtu {mtu}")
+        wait_until(lambda mtu=mtu: link(host)["mtu"] == mtu - 28, PATIENCE, "the device to follow")  # type: ignore[misc]
+        text = f"FLANNEL_MTU={mtu - 28}\n"
+        wait_until(lambda text=text: text in host.subnet_file.read_text(), PATIENCE, "the subnet file to follow")  # type: ignore[misc]
+        assert host.status()["mtu"] == mtu - 28
+        wait_for_traffic(lab)
+    assert routes(host) == OVERLAY_ROUTES
+    assert not said(host, "device mended"), "it was its own change"
+
+
+@pytest.mark.parametrize("add_first", [False, True], ids=["removed, then added", "added, then removed"])
+def test_another_address_is_published_and_peers_follow(lab: Lab, add_first: bool) -> None:
+    a, b, _ = lab.hosts
+    subnets = a.status()["subnets"]
+    add, remove = f"address add {A_IS_MOVED_TO} dev eth0", f"address delete {a.address} dev eth0"
+    # With the address, the kernel takes routes that depend on it; a DHCP client sets them again.
+    a.namespace.set_sysctl("net.ipv4.conf.eth0.promote_secondaries", 1)
+    a.namespace.ip(*((add, remove) if add_first else (remove, add)))
+    a.namespace.ip(f"route replace default via {SWITCH_ADDRESS.ip}")
+    wait_until(lambda: a.status()["public_ipv4"] == str(A_IS_MOVED_TO.ip), PATIENCE, "the new address to be published")
+    record = daemon_of(b).wait_for("peer changed", PATIENCE)
+    assert record["address"] == str(A_IS_MOVED_TO.ip)
+    wait_for_traffic(lab)
+    assert a.status()["subnets"] == subnets
+    assert problems(a) == problems(b) == {}
+    assert daemon_of(a).stop() == 0
+
+
+def test_an_address_that_is_added_is_no_reason_to_move(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.namespace.ip(f"address add {A_IS_MOVED_TO} dev eth0", "address add 192.0.2.7/32 dev eth0")
+    time.sleep(3)
+    assert host.status()["public_ipv4"] == str(host.address.ip)
+    assert not said(host, "underlay changed")
+    wait_for_traffic(lab)
+
+
+def test_a_public_address_given_by_hand_stays_as_given(lab: Lab) -> None:
+    host = lab.hosts[0]
+    daemon_of(host).stop()
+    host.start_overlaynet(lab.file_store, ["--public-ip", "192.0.2.1"])
+    host.namespace.ip(f"address add {A_IS_MOVED_TO} dev eth0", f"address delete {host.address} dev eth0")
+    host.namespace.ip(f"address replace {A_IS_MOVED_TO} dev eth0")
+    daemon_of(host).wait_for("underlay changed", PATIENCE)
+    listening = host.namespace.execute(["ss", "-Hlun", "sport = :8285"]).stdout
+    assert f"{A_IS_MOVED_TO.ip}:8285" in listening
+    assert host.status()["public_ipv4"] == "192.0.2.1"
+    assert not said(host, "address published")
