@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from overlaynet import config, drivers, hookspecs, options, table
 from overlaynet.cli import BUILT_IN
-from overlaynet.plugins import GROUPS as AXES
+from overlaynet.entry_points import GROUPS as AXES
 from overlaynet.plugins import Plugins
 from overlaynet.settings import GROUPS, Settings
 
@@ -109,7 +108,7 @@ def settings() -> Iterator[str]:
         yield "|---|---|---|---|"
         for field in attrs.fields(Settings):
             if field.metadata["group"] == group:
-                row = (f"`{config.flag_name(field)}`", f"`{config.environment_name(field)}`", _default(field))
+                row = (f"`{config.flag_name(field)}`", f"`{config.environment_name(field)}`", _default(field.default))
                 yield f"| {' | '.join(row)} | {_cell(field.metadata['help'])} |"
         yield ""
 
@@ -124,15 +123,17 @@ def driver_options() -> Iterator[str]:
     )
     for axis, names in BUILT_IN_DRIVERS.items():
         for name in names:
-            fields = attrs.fields(plugins.driver(axis, name).Options)
+            described = options.describe(plugins.driver(axis, name).Options)
             yield f"### {axis} `{name}`\n"
-            if not fields:
+            if not described:
                 yield "It has none.\n"
                 continue
-            yield "| option | default | meaning |"
-            yield "|---|---|---|"
-            for field in fields:
-                yield f"| `{options.display_name(field)}` | {_default(field)} | {_cell(field.metadata['help'])} |"
+            yield "| option | type | default | meaning |"
+            yield "|---|---|---|---|"
+            for each in described:
+                kind = each.type if each.check is None else f"{each.type}, {each.check}"
+                default = "required" if each.required else _default(each.default)
+                yield f"| `{each.name}` | {_cell(kind)} | {default} | {_cell(each.help)} |"
             yield ""
 
 
@@ -160,14 +161,12 @@ def contracts() -> Iterator[str]:
                 yield f"#### `{kind}{cls.__name__}.{name}({parameters})`{required}\n\n{inspect.getdoc(member)}\n"
 
 
-def _default(field: attrs.Attribute[Any]) -> str:
-    if field.default is attrs.NOTHING:
-        return "required"
-    if field.default in (None, (), ""):
+def _default(value: object) -> str:
+    if value in (None, (), ""):
         return "none"
-    if isinstance(field.default, tuple):
-        return f"`{','.join(field.default)}`"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _cell(text: str) -> str:

@@ -193,6 +193,8 @@ def _is_list(hint: Any) -> bool:
 
 
 def _shown_default(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

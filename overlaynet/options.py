@@ -14,6 +14,7 @@ a command line or an environment variable are strings and are read as that type.
 from __future__ import annotations
 
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -22,10 +23,24 @@ from typing import Any, TypeVar
 import attrs
 
 from overlaynet.errors import ConfigError
+from overlaynet.model import JSON
 
 T = TypeVar("T")
 Check = Callable[[Any], str | None]
-"""Looks at a value; returns what is wrong with it ("must be between 1 and 65535"), or ``None``."""
+"""Looks at a value; returns what is wrong with it ("must be between 1 and 65535"), or ``None``.
+
+The first line of its docstring says what a value must be ("an interface name of 1 to 15 bytes"), for readers of the
+option's documentation.
+"""
+
+_TYPE_NAMES: Mapping[Any, str] = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "string",
+    tuple[str, ...]: "list of strings",
+}
+_SUPPORTED = "int, float, bool, str, tuple[str, ...]"
 
 
 def option(
@@ -48,22 +63,92 @@ def option(
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
 
 
+@attrs.frozen
+class _Between:
+    low: float
+    high: float
+
+    def __call__(self, value: Any) -> str | None:
+        return None if self.low <= value <= self.high else f"must be {self}, not {value}"
+
+    def __str__(self) -> str:
+        return f"between {self.low} and {self.high}"
+
+
+@attrs.frozen
+class _OneOf:
+    choices: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str | None:
+        return None if value in self.choices else f"must be {self}, not {value!r}"
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.choices)}"
+
+
 def between(low: float, high: float) -> Check:
     """A check that a number lies within ``low`` and ``high``, both allowed."""
-
-    def check(value: Any) -> str | None:
-        return None if low <= value <= high else f"must be between {low} and {high}, not {value}"
-
-    return check
+    return _Between(low, high)
 
 
 def one_of(*choices: str) -> Check:
     """A check that a value is one of ``choices``."""
+    return _OneOf(choices)
 
-    def check(value: Any) -> str | None:
-        return None if value in choices else f"must be one of {', '.join(choices)}, not {value!r}"
 
-    return check
+@attrs.frozen
+class Described:
+    """One option, in words: what ``overlaynet plugins show`` and the reference page say of it."""
+
+    name: str
+    type: str
+    required: bool
+    default: JSON
+    """``None`` if there is none, or it is a secret."""
+    check: str | None
+    """What the value must be beside its type: ``between 1 and 65535``."""
+    help: str
+    secret: bool
+
+
+def describe(cls: type[Any]) -> list[Described]:
+    """The options of ``cls``, in the order in which they are declared."""
+    hints = typing.get_type_hints(cls)
+    return [
+        Described(
+            display_name(field),
+            _type_name(hints[field.name]),
+            field.default is attrs.NOTHING,
+            None if field.default is attrs.NOTHING or field.metadata.get("secret") else _default(field),
+            _check_name(field.metadata.get("check")),
+            field.metadata.get("help") or "",
+            bool(field.metadata.get("secret")),
+        )
+        for field in attrs.fields(cls)
+    ]
+
+
+def class_problem(cls: object) -> str | None:
+    """What keeps ``cls`` from declaring options, as a sentence; ``None`` if nothing."""
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        return f"Options is {cls!r}, not an attrs class; decorate it with attrs.frozen"
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:  # whatever evaluating a third party's annotations raises
+        return f"the types of its Options cannot be told: {error!r}"
+    names: dict[str, str] = {}
+    for field in attrs.fields(cls):
+        shown = f"option {display_name(field)}"
+        folded = _fold(display_name(field))
+        if folded in names:
+            return f"{shown} cannot be told from {names[folded]}, as case, - and _ make no difference; rename one"
+        names[folded] = display_name(field)
+        hint = hints.get(field.name)
+        if _without_none(hint) not in _TYPE_NAMES:
+            return f"{shown} has the type {hint}; an option has one of {_SUPPORTED}, or one of them or None"
+        if field.default is not attrs.NOTHING and (wrong := _default_problem(field, hint)) is not None:
+            return f"the default of {shown} {wrong}"
+    return None
 
 
 def display_name(field: attrs.Attribute[Any]) -> str:
@@ -105,8 +190,7 @@ def read(cls: type[Any], values: Mapping[str, object], where: str, *, from_text:
             typed_value = typed(hints[field.name], read_text(hints[field.name], str(value)) if from_text else value)
         except ValueError as error:
             raise ConfigError(f"{shown} {_complaint(error, field, value)}") from None
-        check: Check | None = field.metadata.get("check")
-        wrong = check(typed_value) if check is not None and typed_value is not None else None
+        wrong = _refused(field, typed_value)
         if wrong is not None:
             raise ConfigError(f"{shown} {wrong}")
         arguments[field.name] = typed_value
@@ -160,10 +244,47 @@ def _complaint(error: ValueError, field: attrs.Attribute[Any], value: object) ->
     return str(error) if field.metadata.get("secret") else f"{error}, not {value!r}"
 
 
+def _refused(field: attrs.Attribute[Any], value: object) -> str | None:
+    """What the field's check says of a value of the right type."""
+    check: Check | None = field.metadata.get("check")
+    return check(value) if check is not None and value is not None else None
+
+
+def _default_problem(field: attrs.Attribute[Any], hint: Any) -> str | None:
+    value = _default(field)
+    try:
+        typed(hint, value)
+    except ValueError as error:
+        return _complaint(error, field, value)
+    return _refused(field, value)
+
+
+def _default(field: attrs.Attribute[Any]) -> Any:
+    made: Any = field.default
+    return made.factory() if isinstance(made, attrs.Factory) else made  # type: ignore[arg-type]
+
+
+def _type_name(hint: Any) -> str:
+    return _TYPE_NAMES[_without_none(hint)]
+
+
+def _check_name(check: Check | None) -> str | None:
+    """A check in words: what it says it is, or the first line of its docstring."""
+    if check is None:
+        return None
+    if isinstance(check, (_Between, _OneOf)):
+        return str(check)
+    documentation = inspect.getdoc(check) if inspect.isroutine(check) else None
+    if not documentation:
+        return None
+    line = documentation.splitlines()[0].rstrip(".")
+    return line if line[1:2].isupper() else line[0].lower() + line[1:]
+
+
 def _without_none(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (inner,) = [part for part in typing.get_args(hint) if part is not type(None)]
-        return inner
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        return inner[0] if len(inner) == 1 else hint
     return hint
 
 

@@ -8,42 +8,28 @@ left out. Nothing here is global: each :class:`Plugins` is a world of its own.
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+import time
 from importlib.metadata import EntryPoint
 from typing import Any
 
-import attrs
 import pluggy
 
-from overlaynet import hookspecs
+from overlaynet import hookspecs, options
 from overlaynet.drivers import API, Backend, Driver, Router, Store
+from overlaynet.entry_points import GROUPS, OBSERVERS, entries, identify, load, refuse_twins
 from overlaynet.errors import PluginError
+from overlaynet.hooks import hook_implementations, hook_problem
 from overlaynet.logs import fields
 
 log = logging.getLogger(__name__)
+trace_log = logging.getLogger("overlaynet.trace")
 
-OBSERVERS = "overlaynet.plugins"
-GROUPS: dict[str, str] = {
-    "store": "overlaynet.stores",
-    "backend": "overlaynet.backends",
-    "router": "overlaynet.routers",
-}
 _BASES: dict[str, type[Driver]] = {"store": Store, "backend": Backend, "router": Router}
-
-
-@attrs.frozen
-class Found:
-    """One entry point, looked at: what it is, where it comes from, and what is wrong with it, if anything."""
-
-    group: str
-    name: str
-    target: str
-    distribution: str
-    version: str
-    problem: str | None = None
+_ENTRY_POINTS = "entry points"
+_LONGEST_RESULT = 200
+"""Characters of a hook's result or argument that a trace shows."""
 
 
 class _EntryPointDrivers:
@@ -52,42 +38,53 @@ class _EntryPointDrivers:
     @staticmethod
     @hookspecs.hookimpl(trylast=True)
     def overlaynet_driver(axis: str, name: str) -> type[Driver] | None:
-        matching = [entry for entry in _entries(GROUPS[axis]) if entry.name == name]
-        if not matching:
-            return None
-        if len(matching) > 1:
-            raise PluginError(f"{GROUPS[axis]}: {name!r} is claimed by {_claimants(matching)}; uninstall all but one")
-        return _load_driver(axis, matching[0])
+        matching = [entry for entry in entries(GROUPS[axis]) if entry.name == name]
+        return load_driver(axis, matching[0]) if matching else None
 
 
 class Plugins:
-    """The hooks and drivers of one process."""
+    """The hooks and drivers of one process.
 
-    def __init__(self) -> None:
+    :param trace: log each call of a hook: plugin, arguments, result and duration, whatever the log level is.
+    :param strict: a broken observer is an error, instead of being reported and left out.
+    """
+
+    def __init__(self, *, trace: bool = False, strict: bool = False) -> None:
+        self._trace = trace
+        self._strict = strict
+        self._identities: dict[str, str] = {}
         self._manager = pluggy.PluginManager("overlaynet")
         self._manager.add_hookspecs(hookspecs)
-        self._manager.register(_EntryPointDrivers(), name="entry points")
+        self._manager.register(_EntryPointDrivers(), name=_ENTRY_POINTS)
+        if trace:
+            trace_log.setLevel(logging.INFO)
 
     def register(self, plugin: object, name: str | None = None) -> None:
         """Add an observer. :raises PluginError: naming what is wrong with its hooks; then it is not added."""
         name = name or str(getattr(plugin, "__name__", type(plugin).__name__))
-        if problem := _hook_problem(plugin):
-            raise PluginError(f"plugin {name}: {problem}")
-        try:
-            self._manager.register(plugin, name=name)
-            self._manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            raise PluginError(f"plugin {name}: {' '.join(str(error).split())}") from error
+        self._register(plugin, name, f"plugin {name}")
 
     def load_observers(self) -> None:
-        """Load all plugins of the group ``overlaynet.plugins``; report and leave out those that are broken."""
-        for entry in _entries(OBSERVERS):
+        """Load all plugins of the group ``overlaynet.plugins``; report and leave out those that are broken.
+
+        :raises PluginError: for the first that is broken, if this is strict.
+        """
+        for entry in entries(OBSERVERS):
             try:
-                self.register(_import(entry), name=entry.name)
+                self.load_observer(entry)
             except PluginError as error:
-                log.warning("plugin left out", extra=fields(plugin=_identify(entry), problem=str(error)))
+                if self._strict:
+                    raise
+                log.warning("plugin left out", extra=fields(plugin=identify(entry), problem=str(error)))
+
+    def load_observer(self, entry: EntryPoint) -> None:
+        """Load one plugin. :raises PluginError: if it is broken, or another has the same name."""
+        refuse_twins(entry)
+        plugin = load(entry)
+        if not hook_implementations(plugin) and hook_problem(plugin) is None:
+            raise PluginError(f"{identify(entry)} implements no hook; mark its functions with overlaynet.api.hookimpl")
+        self._register(plugin, entry.name, identify(entry))
+        self._identities[entry.name] = identify(entry)
 
     def driver(self, axis: str, name: str) -> type[Any]:
         """The driver class ``name`` of an axis (``"store"``, ``"backend"``, ``"router"``).
@@ -95,128 +92,134 @@ class Plugins:
         :raises PluginError: if there is none (with the nearest name), or it is broken, claimed twice, or made for
             another version of the contract.
         """
-        for implementation in reversed(self._manager.hook.overlaynet_driver.get_hookimpls()):
+        for implementation in self._implementations("overlaynet_driver"):
             try:
-                found = _call(implementation, {"axis": axis, "name": name})
+                found = self._call("overlaynet_driver", implementation, {"axis": axis, "name": name})
             except PluginError:
                 raise
             except Exception as error:
                 raise PluginError(
-                    f"plugin {implementation.plugin_name} failed when asked for the {axis} {name!r}: {error!r}"
+                    f"plugin {self._who(implementation)} failed when asked for the {axis} {name!r}: {error!r}; "
+                    f"repair or uninstall it, or leave observers out with --no-plugins"
                 ) from error
             if found is not None:
-                check_driver(axis, found, f"{axis} {name!r} of plugin {implementation.plugin_name}")
+                check_driver(axis, found, f"{axis} {name!r} of plugin {self._who(implementation)}")
                 return found  # type: ignore[no-any-return]
-        installed = sorted({entry.name for entry in _entries(GROUPS[axis])})
+        installed = sorted({entry.name for entry in entries(GROUPS[axis])})
         near = difflib.get_close_matches(name, installed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise PluginError(f"there is no {axis} {name!r}{hint} (installed: {', '.join(installed)})")
 
     def notify(self, hook: str, **arguments: object) -> None:
-        """Call every implementation of an event hook. One that raises is reported, and its plugin disabled."""
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+        """Call every implementation of an event hook. One that raises is reported, and its plugin disabled.
+
+        :raises PluginError: if this is strict and one raises; the others are called all the same.
+        """
+        failure = None
+        for implementation in self._implementations(hook):
             try:
-                _call(implementation, arguments)
+                self._call(hook, implementation, arguments)
             except Exception as error:
-                log.exception(
-                    "plugin disabled", extra=fields(plugin=implementation.plugin_name, hook=hook, error=repr(error))
-                )
+                who = self._who(implementation)
                 self._manager.unregister(name=implementation.plugin_name)
+                if self._strict and failure is None:
+                    failure = PluginError(f"plugin {who} failed in {hook}: {error!r}; repair or uninstall it")
+                    failure.__cause__ = error
+                else:
+                    log.exception("plugin disabled", extra=fields(plugin=who, hook=hook, error=repr(error)))
+        if failure is not None:
+            raise failure
+
+    def _register(self, plugin: object, name: str, who: str) -> None:
+        problem = hook_problem(plugin)
+        if problem is None and self._manager.has_plugin(name):
+            problem = "there is a plugin of that name already; give it another"
+        if problem is None and self._manager.is_registered(plugin):
+            problem = f"it is registered already, as {self._manager.get_name(plugin)}; once is enough"
+        if problem is not None:
+            raise PluginError(f"{who}: {problem}")
+        self._manager.register(plugin, name=name)
+
+    def _implementations(self, hook: str) -> list[Any]:
+        """A hook's implementations, in the order in which they are called."""
+        found = list(reversed(getattr(self._manager.hook, hook).get_hookimpls()))
+        if self._trace and not found:
+            trace_log.info("hook not implemented", extra=fields(hook=hook))
+        return found
+
+    def _call(self, hook: str, implementation: Any, arguments: dict[str, object]) -> Any:
+        def call() -> Any:
+            return implementation.function(*(arguments[name] for name in implementation.argnames))
+
+        if not self._trace:
+            return call()
+        told: dict[str, object] = {"hook": hook, "plugin": implementation.plugin_name}
+        told |= {f"argument_{name}": _short(value) for name, value in arguments.items()}
+        begun = time.perf_counter()
+        try:
+            result = call()
+        except BaseException as error:
+            trace_log.info("hook failed", extra=fields(**told, error=repr(error), milliseconds=_since(begun)))
+            raise
+        trace_log.info("hook called", extra=fields(**told, result=_short(result), milliseconds=_since(begun)))
+        return result
+
+    def _who(self, implementation: Any) -> str:
+        name: str = implementation.plugin_name
+        return self._identities.get(name, name)
 
 
-def catalogue() -> list[Found]:
-    """Every driver and plugin that is installed, each imported and checked."""
-    return [_look_at(group, entry) for group in (*GROUPS.values(), OBSERVERS) for entry in _entries(group)]
+def load_driver(axis: str, entry: EntryPoint) -> type[Driver]:
+    """The driver class of an entry point. :raises PluginError: if it is broken, or another has the same name."""
+    refuse_twins(entry)
+    found = load(entry)
+    check_driver(axis, found, identify(entry))
+    return found  # type: ignore[no-any-return]
 
 
 def check_driver(axis: str, found: object, who: str) -> None:
     """:raises PluginError: if ``found`` is not a driver class of the axis that fits this overlaynet."""
     base = _BASES[axis]
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(f"{who} is {found!r}, not a subclass of overlaynet.api.{base.__name__}")
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise PluginError(f"{who} does not implement {', '.join(missing)}")
-    if found.api[0] != API[0] or found.api > API:
         raise PluginError(
-            f"{who} is made for version {_dotted(found.api)} of the plugin contract, and this overlaynet has {_dotted(API)}"
+            f"{who} is {found!r}, not a subclass of overlaynet.api.{base.__name__}; derive it from that, "
+            f"or name another object in the entry point"
         )
+    if problem := _version_problem(found.api):
+        raise PluginError(f"{who} {problem}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise PluginError(
+            f"{who} does not implement {', '.join(missing)}; see the contract of overlaynet.api.{base.__name__}"
+        )
+    for name, declared in inspect.getmembers(base, inspect.isfunction):
+        wanted = inspect.iscoroutinefunction(declared)
+        made = inspect.unwrap(getattr(found, name))
+        # What is no plain function, such as a callable object, may return an awaitable all the same.
+        if inspect.isfunction(made) and inspect.iscoroutinefunction(made) != wanted:
+            must, form = ("must", "async def") if wanted else ("must not", "def")
+            raise PluginError(f"{who}: {name} {must} be a coroutine function; write `{form} {name}`")
+    if problem := options.class_problem(found.Options):
+        raise PluginError(f"{who}: {problem}")
 
 
-def _look_at(group: str, entry: EntryPoint) -> Found:
-    problem = None
-    try:
-        twins = [other for other in _entries(group) if other.name == entry.name]
-        if len(twins) > 1:
-            raise PluginError(f"the name is claimed by {_claimants(twins)}; uninstall all but one")
-        if group == OBSERVERS:
-            Plugins().register(_import(entry), name=entry.name)
-        else:
-            _load_driver(next(axis for axis in GROUPS if GROUPS[axis] == group), entry)
-    except PluginError as error:
-        problem = str(error)
-    distribution, version = _origin(entry)
-    return Found(group, entry.name, entry.value, distribution, version, problem)
+def _version_problem(version: object) -> str | None:
+    """Why a driver made for this version of the contract does not fit; the rule is that of :data:`overlaynet.drivers.API`."""
+    if not (isinstance(version, tuple) and len(version) == 2 and all(type(part) is int for part in version)):
+        return f"has api = {version!r}; it must be a pair of whole numbers, such as {API!r}"
+    if version[0] == API[0] and version <= API:
+        return None
+    remedy = "upgrade overlaynet" if version > API else "upgrade the driver's distribution"
+    return f"is made for version {_dotted(version)} of the plugin contract, and this overlaynet has {_dotted(API)}; {remedy}"
 
 
-def _entries(group: str) -> list[EntryPoint]:
-    """The group's entry points, by name; reads metadata, imports nothing."""
-    unique = {
-        (entry.name, entry.value, _origin(entry)): entry for entry in importlib.metadata.entry_points(group=group)
-    }
-    return [unique[key] for key in sorted(unique)]
-
-
-def _load_driver(axis: str, entry: EntryPoint) -> type[Driver]:
-    found = _import(entry)
-    check_driver(axis, found, _identify(entry))
-    return found  # type: ignore[no-any-return]
-
-
-def _import(entry: EntryPoint) -> Any:
-    try:
-        return entry.load()
-    except Exception as error:  # whatever a third party's module raises at import
-        raise PluginError(f"{_identify(entry)} failed to import: {error!r}") from error
-
-
-def _identify(entry: EntryPoint) -> str:
-    distribution, version = _origin(entry)
-    return f"{entry.group}: {entry.name} = {entry.value} ({distribution} {version})"
-
-
-def _origin(entry: EntryPoint) -> tuple[str, str]:
-    if entry.dist is None:
-        return "unknown distribution", ""
-    return entry.dist.name, entry.dist.version
-
-
-def _claimants(entries: list[EntryPoint]) -> str:
-    return " and ".join(" ".join(_origin(entry)) for entry in entries)
-
-
-def _hook_problem(plugin: object) -> str | None:
-    """What pluggy lets pass, but would not work here."""
-    for name, function in _hook_functions(plugin):
-        if inspect.iscoroutinefunction(function):
-            return f"{name} is a coroutine function; hooks are plain functions"
-        marks = vars(function)["overlaynet_impl"]
-        if marks["wrapper"] or marks["hookwrapper"]:
-            return f"{name} is a wrapper; hooks are called one by one, so there is nothing to wrap"
-    return None
-
-
-def _hook_functions(plugin: object) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for name in dir(plugin):
-        if name.startswith("overlaynet_"):
-            member = inspect.getattr_static(plugin, name, None)
-            function = getattr(member, "__func__", member)
-            if "overlaynet_impl" in getattr(function, "__dict__", {}):
-                yield name, function
-
-
-def _call(implementation: Any, arguments: dict[str, object]) -> Any:
-    return implementation.function(*(arguments[name] for name in implementation.argnames))
-
-
-def _dotted(version: tuple[int, int]) -> str:
+def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_RESULT else f"{text[:_LONGEST_RESULT]}…"
+
+
+def _since(begun: float) -> float:
+    return round((time.perf_counter() - begun) * 1000, 3)

@@ -20,6 +20,7 @@ GROUPS = {
     "store": "the store of leases",
     "underlay": "how the other hosts reach this one",
     "node": "this node",
+    "plugins": "the plugins that observe",
     "log": "what it tells",
 }
 
@@ -249,6 +250,17 @@ class Settings:
         group="node",
         metavar="WHAT",
         check=options.one_of("drop", "keep"),
+    )
+    plugins: bool = setting(True, "load the plugins that observe; drivers are found in any case", group="plugins")
+    strict_plugins: bool = setting(
+        False,
+        "end with an error if a plugin that observes is broken, or a hook of it raises, instead of leaving it out",
+        group="plugins",
+    )
+    trace_plugins: bool = setting(
+        False,
+        "log each call of a plugin's hook: its arguments, result and duration, whatever the log level is",
+        group="plugins",
     )
     log_level: str = setting(
         "info",

@@ -23,9 +23,13 @@ BUILT_IN = {
     "leases": "list who holds which subnet",
     "status": "ask the daemon of this host how it is",
     "cleanup": "remove what a daemon that is gone left in the kernel",
-    "plugins": "list the drivers and plugins that are installed, and what is broken",
+    "plugins": "show the drivers and plugins that are installed, and find what is broken",
     "demo": "show the whole thing at work on this machine, in network namespaces",
 }
+
+
+class UnknownCommand(Exception):
+    """There is no command of that name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"overlaynet {__version__}")
         return 0
     try:
-        command = _find(given[0])
-        if command is None:
-            print(f"overlaynet: {_unknown(given[0])}", file=sys.stderr)
+        try:
+            command = _find(given[0])
+        except UnknownCommand as error:
+            print(f"overlaynet: {error}", file=sys.stderr)
             return 2
         parser = argparse.ArgumentParser(
             prog=f"overlaynet {command.name}",
@@ -61,27 +66,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _find(name: str) -> Command | None:
+def _find(name: str) -> Command:
+    """The command of that name, a plugin's only if there is no built-in one. :raises UnknownCommand: with the nearest."""
     if name in BUILT_IN:
         command: Command = importlib.import_module(f"overlaynet.cli.{name}").COMMAND
         return command
-    return _plugin_commands().get(name)
+    commands = plugin_commands()
+    found = commands.get(name)
+    if found is None:
+        raise UnknownCommand(_unknown(name, sorted({*BUILT_IN, *commands.names()})))
+    return found
 
 
-def _plugin_commands() -> Commands:
-    from overlaynet.plugins import Plugins  # noqa: PLC0415 - imports third parties' code
+def plugin_commands() -> Commands:
+    """The commands that plugins add. Environment and configuration file say which plugins; flags come after the command."""
+    # These import third parties' code, and what it needs.
+    from overlaynet.cli._store import load_plugins, resolve  # noqa: PLC0415
 
-    plugins = Plugins()
-    plugins.load_observers()
-    commands = Commands()
-    for name in BUILT_IN:
-        commands.reserve(name)
+    plugins = load_plugins(resolve(argparse.Namespace()).settings)
+    commands = Commands(reserved=BUILT_IN)
     plugins.notify("overlaynet_cli", commands=commands)
     return commands
 
 
-def _unknown(name: str) -> str:
-    known = sorted({*BUILT_IN, *_plugin_commands().names()})
+def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"there is no command {name!r}{hint} (there are {', '.join(known)})"

@@ -1,4 +1,4 @@
-"""What the commands that talk to the store share: its settings, and opening it."""
+"""What several commands share: their settings, the plugins that these ask for, and opening the store."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ T = TypeVar("T")
 def add_store_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where the store is."""
     config.add_flags(parser, groups=("store", "log"))
+
+
+def load_plugins(settings: Settings) -> Plugins:
+    """The hooks and drivers of this process, with the observers that are installed, as the settings say.
+
+    :raises PluginError: if one is broken and the settings are strict.
+    """
+    plugins = Plugins(trace=settings.trace_plugins, strict=settings.strict_plugins)
+    if settings.plugins:
+        plugins.load_observers()
+    return plugins
 
 
 def open_store(settings: Settings, plugins: Plugins) -> Store:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib.metadata
+from collections.abc import Callable, Collection
 
 import attrs
 
@@ -24,18 +25,18 @@ class Command:
 class Commands:
     """The subcommands of plugins, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: Collection[str] = ()) -> None:
+        """Begin with none; the names in ``reserved`` are those of overlaynet itself."""
         self._commands: dict[str, Command] = {}
-        self._reserved: set[str] = set()
-
-    def reserve(self, name: str) -> None:
-        """Keep a name from being added."""
-        self._reserved.add(name)
+        self._reserved = frozenset(reserved)
 
     def add(self, command: Command) -> None:
-        """Add a subcommand. :raises ValueError: if the name is taken."""
-        if command.name in self._reserved or command.name in self._commands:
-            raise ValueError(f"there is a command {command.name!r} already")
+        """Add a subcommand. :raises ValueError: if the name is taken, naming by what."""
+        if command.name in self._reserved:
+            raise ValueError(f"overlaynet has a command {command.name!r} of its own; choose another name")
+        other = self._commands.get(command.name)
+        if other is not None:
+            raise ValueError(f"{_origin(other)} has added a command {command.name!r} already; choose another name")
         self._commands[command.name] = command
 
     def get(self, name: str) -> Command | None:
@@ -45,3 +46,11 @@ class Commands:
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._commands)
+
+
+def _origin(command: Command) -> str:
+    """The distribution that a command is from, as far as its function's module tells."""
+    module = getattr(command.run, "__module__", None) or "unknown"
+    names = sorted(set(importlib.metadata.packages_distributions().get(module.partition(".")[0], ())))
+    known = " or ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return f"{known} ({module})" if known else f"the module {module}"

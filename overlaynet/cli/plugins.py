@@ -1,39 +1,155 @@
-"""``overlaynet plugins``: what is installed, from where, and what is broken."""
+"""``overlaynet plugins``: what is installed, from where, with which options, and what is broken."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import textwrap
+from collections.abc import Iterator
 
 import attrs
 
-from overlaynet.cli.commands import Command
-from overlaynet.plugins import catalogue
+from overlaynet import __version__
+from overlaynet.catalogue import Details, Found, catalogue, details
+from overlaynet.cli import BUILT_IN
+from overlaynet.cli.commands import Command, Commands
+from overlaynet.drivers import API
+from overlaynet.options import Described
+
+WIDTH = 100
+"""Columns at which texts are wrapped."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    """Add the actions; without one, ``list`` is meant."""
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+    parser.set_defaults(act=_list)
+    actions = parser.add_subparsers(metavar="list|show|doctor")
+    for action, function, summary in (
+        ("list", _list, "list all drivers and plugins (what is done without an action)"),
+        ("show", _show, "show one: what it is, where it is from, and its options"),
+        ("doctor", _doctor, "check all, and say of each problem what to do; ends with 1 if there is one"),
+    ):
+        added = actions.add_parser(
+            action, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
+        added.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON instead of text")
+        added.set_defaults(act=function)
+        if action == "show":
+            added.add_argument("name", metavar="NAME", help="name of a driver or plugin, such as udp")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the catalogue; exit status 1 if anything in it is broken."""
-    found = catalogue()
-    broken = [entry for entry in found if entry.problem is not None]
+    """Do the action; exit status 1 if anything that it looked at is broken."""
+    status: int = arguments.act(arguments)
+    return status
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = _catalogue()
     if arguments.json:
         print(json.dumps([attrs.asdict(entry) for entry in found], indent=2))
-        return 1 if broken else 0
+        return _status(found)
     headings = ("GROUP", "NAME", "DISTRIBUTION", "STATE")
-    rows = [
-        (entry.group, entry.name, f"{entry.distribution} {entry.version}", "ok" if entry.problem is None else "BROKEN")
-        for entry in found
-    ]
+    _print_table(
+        headings,
+        [
+            (entry.group, entry.name, f"{entry.distribution} {entry.version}", "BROKEN" if entry.problem else "ok")
+            for entry in found
+        ],
+    )
+    for problem in _problems(found):
+        print(f"\n{problem}")
+    return _status(found)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    shown = details(arguments.name)
+    if arguments.json:
+        print(json.dumps([attrs.asdict(each) for each in shown], indent=2))
+    else:
+        print("\n\n".join("\n".join(_text(each)) for each in shown))
+    return _status([each.found for each in shown])
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    found = _catalogue()
+    problems = _problems(found)
+    if arguments.json:
+        about = {"overlaynet": __version__, "contract": API, "python": platform.python_version()}
+        print(json.dumps(about | {"checked": len(found), "problems": problems}, indent=2))
+        return _status(found)
+    contract = ".".join(map(str, API))
+    print(f"overlaynet {__version__}, version {contract} of the plugin contract, Python {platform.python_version()}")
+    for problem in problems:
+        print(f"\n{problem}")
+    state = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "no problem"
+    print(f"\n{len(found)} drivers and plugins checked: {state}")
+    return _status(found)
+
+
+def _catalogue() -> list[Found]:
+    commands = Commands(reserved=BUILT_IN)
+    return catalogue(prepare=lambda plugins: plugins.notify("overlaynet_cli", commands=commands))
+
+
+def _problems(found: list[Found]) -> list[str]:
+    return list(dict.fromkeys(entry.problem for entry in found if entry.problem is not None))
+
+
+def _status(found: list[Found]) -> int:
+    return 1 if _problems(found) else 0
+
+
+def _text(shown: Details) -> Iterator[str]:
+    found = shown.found
+    yield f"{shown.axis} {found.name}"
+    yield f"  from      {found.distribution} {found.version}" + (f": {shown.summary}" if shown.summary else "")
+    yield f"  is        {found.target}, in the entry-point group {found.group}"
+    if found.problem is not None:
+        yield f"  BROKEN    {found.problem}"
+        return
+    if shown.api is not None:
+        yield f"  contract  {'.'.join(map(str, shown.api))}"
+    if shown.documentation:
+        yield ""
+        for paragraph in shown.documentation.split("\n\n"):
+            yield textwrap.indent(paragraph, "  ")
+            yield ""
+    if shown.axis == "observer":
+        yield f"  hooks     {', '.join(shown.hooks)}"
+    elif not shown.options:
+        yield "  options   none"
+    else:
+        yield f"  options   {_how_to_give(shown.axis)}"
+        for option in shown.options:
+            yield f"\n    {option.name}  ({', '.join(_facts(option))})"
+            yield textwrap.fill(option.help, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+
+
+def _how_to_give(axis: str) -> str:
+    if axis == "backend":
+        return "members of Backend in the network document, or --backend-option of `overlaynet network set`"
+    return f"--{axis}-option NAME=VALUE of `overlaynet run`"
+
+
+def _facts(option: Described) -> Iterator[str]:
+    yield option.type
+    if option.check is not None:
+        yield option.check
+    if option.secret:
+        yield "secret"
+    if option.required:
+        yield "required"
+    elif option.default not in (None, "", []):
+        yield f"default {json.dumps(option.default)}"
+
+
+def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
     for row in (headings, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for entry in broken:
-        print(f"\n{entry.group}: {entry.name}: {entry.problem}")
-    return 1 if broken else 0
 
 
-COMMAND = Command("plugins", "list the drivers and plugins that are installed, and what is broken", configure, run)
+COMMAND = Command("plugins", BUILT_IN["plugins"], configure, run)

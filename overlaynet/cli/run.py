@@ -14,14 +14,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from overlaynet import __version__, config, privileges
-from overlaynet.cli._store import open_store, resolve
+from overlaynet.cli._store import load_plugins, open_store, resolve
 from overlaynet.cli.commands import Command
 from overlaynet.daemon import Daemon
 from overlaynet.logs import fields
 from overlaynet.model import Underlay
 from overlaynet.netlink_events import ChangeSignal
 from overlaynet.network import Network
-from overlaynet.plugins import Plugins
 from overlaynet.privileges import Capability
 from overlaynet.service_manager import ServiceManager
 from overlaynet.settings import Settings
@@ -61,8 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _live(settings: Settings) -> None:
-    plugins = Plugins()
-    plugins.load_observers()
+    plugins = load_plugins(settings)
     manager = ServiceManager.from_environment()
     if manager is not None:
         plugins.register(manager, name="service manager")

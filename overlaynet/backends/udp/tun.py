@@ -19,7 +19,7 @@ _IFF_TUN_EXCL = 0x8000
 
 
 def check_name(name: str) -> str | None:
-    """What keeps ``name`` from being the name of a network interface (Linux, ``dev_valid_name``), if anything."""
+    """A name that a network interface can have (Linux, ``dev_valid_name``)."""
     if not 1 <= len(name.encode()) <= 15:
         return f"must be an interface name of 1 to 15 bytes, not {name!r}"
     # The kernel reads % as a pattern, and has sysctl directories of its own called "all" and "default".
