@@ -20,7 +20,7 @@ from overlaynet.settings import GROUPS, Settings
 PAGE = Path(__file__).with_name("reference.md")
 BUILT_IN_DRIVERS = {
     "store": ("memory", "file", "etcd"),
-    "backend": ("udp", "vxlan", "host-gw"),
+    "backend": ("udp", "vxlan", "host-gw", "alloc", "extension"),
     "router": ("netlink", "memory"),
 }
 

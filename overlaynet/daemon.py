@@ -394,7 +394,8 @@ class Daemon:
             self._plugins.notify("overlaynet_peer_added", peer=peer)
 
     async def _apply_routes(self, node: _Node) -> None:
-        await node.router.apply([*backstops(node.network), *node.backend.routes(node.peers)])
+        guards = backstops(node.network) if node.backend.backstop else ()
+        await node.router.apply([*guards, *node.backend.routes(node.peers)])
 
     def _report(self, node: _Node, rejected: tuple[Malformed, ...]) -> None:
         for problem in rejected:

@@ -17,7 +17,11 @@ from overlaynet.model import JSON, Device, Lease, LeaseData, LeaseRequest, Peer,
 from overlaynet.network import Network
 
 API = (1, 0)
-"""Version of the contract in this module: a driver fits if its major number is equal and its minor not greater."""
+"""Version of the contract: all that :mod:`overlaynet.api` offers.
+
+A driver fits if its major number is equal and its minor not greater. A new minor version only adds: optional methods,
+fields with defaults, hooks, arguments of hooks. A new major version may take away or change what there is.
+"""
 
 
 @attrs.frozen
@@ -117,6 +121,12 @@ class Backend(Driver):
 
     node_settings: ClassVar[frozenset[str]] = frozenset()
     """Names of keyword arguments that the constructor takes beside the options: what each node's settings decide."""
+
+    backstop: ClassVar[bool] = True
+    """Whether the core keeps ``unreachable`` routes for the overlay, so that no packet for it leaves by the default route.
+
+    False only for a backend whose packets are carried by others, and may have to follow the default route to get there.
+    """
 
     @abc.abstractmethod
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:

@@ -330,6 +330,13 @@ async def test_a_clean_stop_takes_everything_down_but_the_backstop_and_the_lease
     assert [lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases] == ["a"]
 
 
+async def test_a_backend_whose_packets_others_carry_has_no_backstop(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeBackend, "backstop", False)
+    node = lab.start()
+    await node.ready()
+    assert node.routes == {Route(OVERLAY, device="overlay0")}
+
+
 async def test_release_on_stop_gives_the_lease_back(lab: Lab) -> None:
     node = lab.start(release_on_stop=True)
     await node.ready()

@@ -62,6 +62,7 @@ def test_every_command_line_in_the_documentation_is_one_that_exists() -> None:
     from overlaynet.cli import BUILT_IN  # noqa: PLC0415 - beside its only use
 
     flags = {config.flag_name(field) for field in attrs.fields(Settings)}
+    flags |= {f"--no-{flag[2:]}" for flag in flags}
     for page in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]:
         for line in re.findall(r"^(?:    |\$ )+(?:sudo )?overlaynet ([a-z].*)$", page.read_text(), re.MULTILINE):
             words = line.split()
