@@ -22,7 +22,7 @@ ALIAS = "overlaynet {}"
 
 
 def check_name(name: str, longest: int = LONGEST_NAME) -> str | None:
-    """What keeps ``name`` from being the name of a network interface (Linux, ``dev_valid_name``), if anything."""
+    """A name that a network interface can have (Linux, ``dev_valid_name``)."""
     if not 1 <= len(name.encode()) <= longest:
         return f"must be an interface name of 1 to {longest} bytes, not {name!r}"
     # The kernel reads % as a pattern, and has sysctl directories of its own called "all" and "default".
