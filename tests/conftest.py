@@ -5,9 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-# The suites are shipped, and so not rewritten by default: without this, a failing law would show no values.
-pytest.register_assert_rewrite("overlaynet.testing.tables", "overlaynet.testing.routers")
-
 
 @pytest.fixture
 def anyio_backend() -> object:

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, ParamSpec, Self, TypeVar
@@ -108,6 +108,21 @@ class NetworkNamespace:
                     loop.call_soon_threadsafe(task.cancel)
             call.ended.wait(10)
             raise
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Move the calling thread into the namespace for a ``with`` block: sockets that it makes there belong to it.
+
+        Threads that it starts meanwhile are inside, too, and stay there.
+
+        :raises NamespaceError: if it cannot be entered.
+        """
+        with open("/proc/thread-self/ns/net", "rb") as home:
+            _enter(self.path)
+            try:
+                yield
+            finally:
+                _set_namespace(home.fileno())
 
     def execute(
         self, command: Sequence[str | Path], *, check: bool = True, timeout: float = 60, input: str = ""
@@ -284,21 +299,22 @@ class _Call(Generic[T]):
 
 
 def _enter(path: Path) -> None:
-    """Move the calling thread, and no other, into the namespace. It must not do anything else afterwards."""
+    """Move the calling thread, and no other, into the namespace."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if sys.version_info >= (3, 12):
-                os.setns(descriptor, _CLONE_NEWNET)
-            else:
-                library = ctypes.CDLL(None, use_errno=True)
-                if library.setns(descriptor, _CLONE_NEWNET) != 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
-        finally:
-            os.close(descriptor)
+        with path.open("rb") as file:
+            _set_namespace(file.fileno())
     except OSError as error:
         raise NamespaceError(f"the network namespace {path.name} cannot be entered: {error.strerror}") from error
+
+
+def _set_namespace(descriptor: int) -> None:
+    if sys.version_info >= (3, 12):
+        os.setns(descriptor, _CLONE_NEWNET)
+    else:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.setns(descriptor, _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
 
 def _effective_capabilities() -> int:

@@ -2,8 +2,6 @@
 
     import pytest
 
-    pytest.register_assert_rewrite("overlaynet.testing.tables")  # in conftest.py: failures then show their values
-
     from overlaynet.testing.tables import TableConformance
 
     class TestMyTable(TableConformance):

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import ctypes
 import errno
-import os
 import socket
 import struct
 import time
@@ -36,18 +34,6 @@ WAIT = 20.0
 """Seconds that a test is ready to wait for what should come within two."""
 
 
-@contextlib.contextmanager
-def entered(namespace: NetworkNamespace) -> Iterator[None]:
-    """Move the calling thread, where the event loop of the tests runs, into the namespace and back."""
-    library = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net", "rb") as home, namespace.path.open("rb") as away:
-        assert library.setns(away.fileno(), 0x40000000) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert library.setns(home.fileno(), 0x40000000) == 0, os.strerror(ctypes.get_errno())
-
-
 @pytest.fixture
 def namespace() -> Iterator[NetworkNamespace]:
     """A host with an underlay, ``eth0``, and a device ``overlay0``; the test runs on it."""
@@ -63,7 +49,7 @@ def namespace() -> Iterator[NetworkNamespace]:
             "address add fd00:16::140/64 dev eth0 nodad",
             "route add default via 172.16.130.1",
         )
-        with entered(made):
+        with made.entered():
             yield made
 
 

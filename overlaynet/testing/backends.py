@@ -1,0 +1,541 @@
+"""What every backend has to do, as a suite of tests to derive from::
+
+    class TestMyBackend(BackendConformance):
+        lacks = {"conflicts": "any number of them can live on one host"}
+
+        @pytest.fixture
+        def make_backend(self):
+            return lambda: MyBackend(MyBackend.Options())
+
+Without root, the backend's device has to be a stand-in. With root, the tests run in a namespace, with real ones: see
+:mod:`overlaynet.testing.hosts`.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, ClassVar, TypeAlias
+
+import attrs
+import pytest
+
+from overlaynet import network as documents
+from overlaynet.drivers import Backend, Driver
+from overlaynet.errors import BackendError
+from overlaynet.model import Device, Lease, LeaseData, Peer, Subnets, Underlay
+from overlaynet.network import Network
+from overlaynet.testing.conformance import PATIENCE, DriverConformance, Resources, interrupt, interruptions, promptly
+
+MakeBackend: TypeAlias = Callable[[], Backend]
+MakePeer: TypeAlias = Callable[[int], Peer]
+Observe: TypeAlias = Callable[[], object]
+CountWrites: TypeAlias = Callable[[], int]
+
+LIFE = ("made", "opened", "started", "given peers", "running")
+"""The points of a backend's life at which it may be closed."""
+
+_LARGEST_HEADERS = 28
+"""Bytes that IPv4 and UDP add to a payload."""
+
+
+class FarHost(abc.ABC):
+    """Another host, which runs the same backend, with a container on either: what the laws on delivery need."""
+
+    near: Peer
+    """How the far host is told of the host that the tests run on."""
+
+    @abc.abstractmethod
+    async def join(self, network: Network, near: Peer) -> Peer:
+        """Bring the backend up on the far host, with ``near`` as its only peer; return how it is to be told of."""
+
+    @abc.abstractmethod
+    async def use(self, backend: Backend, peers: Sequence[Peer]) -> None:
+        """Do what the near host's router would: apply ``backend.routes(peers)``."""
+
+    @abc.abstractmethod
+    async def send(self, payload: bytes) -> None:
+        """Send a UDP datagram from the near container to the far one. That it cannot be sent is no error."""
+
+    @abc.abstractmethod
+    async def receive(self) -> bytes:
+        """The payload of the next datagram that has come, or comes, to the far container."""
+
+
+@attrs.define
+class Alive:
+    """A backend at some point of its life, and what it has told so far."""
+
+    backend: Backend
+    data: LeaseData = attrs.field(factory=LeaseData)
+    device: Device = attrs.field(factory=lambda: Device("", 0))
+    _running: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> asyncio.Task[None]:
+        """The task in which it runs."""
+        assert self._running is not None, "it was not brought to the point where it runs"
+        return self._running
+
+    def run(self) -> None:
+        """Have it run in a task of its own."""
+        self._running = asyncio.create_task(self.backend.run(), name="run the backend")
+
+    async def end(self) -> None:
+        """Close it, as the daemon would. Idempotent."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait({self._running})
+            if not self._running.cancelled():
+                self._running.exception()  # it may have noticed that it was closed
+        await promptly(self.backend.aclose())
+
+
+Bring: TypeAlias = Callable[[str], Awaitable[Alive]]
+
+
+class BackendConformance(DriverConformance):
+    """The laws of backends. A subclass overrides :meth:`make_backend`, and what else it can."""
+
+    axis = "backend"
+    capabilities: ClassVar[dict[str, str]] = {
+        "conflicts": "a second one on the same host, with the same options, is refused",
+        "routes": "packets reach its device by routes",
+        "earlier runs": "what it makes outlives a process that crashes, and is found by the next",
+        "observation": "what it makes of its host can be seen from outside; needs the fixture `observe`",
+        "write counts": "its changes to the host can be counted; needs the fixture `count_writes`",
+        "repair": "what it made can be disturbed by hand; needs the fixture `disturb`",
+        "failure": "it can be made unable to carry packets; needs the fixture `break_it`",
+        "delivery": "it carries packets; needs the fixture `far_host`",
+    }
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        """Makes a backend each time it is called, not open yet, always with the same options. To be overridden."""
+        raise NotImplementedError("override the fixture 'make_backend'")
+
+    @pytest.fixture
+    def network(self) -> Network:
+        """The overlay."""
+        return documents.parse('{"Network": "10.244.0.0/16"}')
+
+    @pytest.fixture
+    def underlay(self) -> Underlay:
+        """How this host is attached to the others; an interface that the backend may ask the kernel for has to exist."""
+        address = IPv4Address("127.0.0.1")
+        return Underlay("lo", 1500, ipv4=address, public_ipv4=address)
+
+    @pytest.fixture
+    def lease(self, underlay: Underlay) -> Lease:
+        """What this host has leased, but for the data that the backend publishes."""
+        return Lease(
+            Subnets(IPv4Network("10.244.1.0/24")),
+            underlay.public_ipv4,
+            underlay.public_ipv6,
+            node="near",
+            run="0123456789abcdef",
+        )
+
+    @pytest.fixture
+    def make_peer(self) -> MakePeer:
+        """The peer with a number between 2 and 99. Override it if the backend publishes data that its peers need."""
+
+        def make(number: int) -> Peer:
+            return Peer(
+                Subnets(IPv4Network(f"10.244.{number}.0/24")), IPv4Address(f"192.0.2.{number}"), node=f"peer-{number}"
+            )
+
+        return make
+
+    @pytest.fixture
+    def observe(self) -> Observe:
+        """Tells what a backend has made of this host: devices, addresses, neighbours, …, as a value that can be compared.
+
+        It is found out without the backend's help if possible, and leaves out what changes by itself.
+        """
+        self.not_overridden("observe", "observation")
+
+    @pytest.fixture
+    def count_writes(self) -> CountWrites:
+        """Tells how many changes were made to this host since it was called last."""
+        self.not_overridden("count_writes", "write counts")
+
+    @pytest.fixture
+    def disturb(self) -> Callable[[], None]:
+        """Changes by hand what a backend with peers 2 and 3 has made, in a way that :meth:`observe` sees."""
+        self.not_overridden("disturb", "repair")
+
+    @pytest.fixture
+    def break_it(self) -> Callable[[Backend], None]:
+        """Makes a backend that runs unable to carry packets, as by deleting its device."""
+        self.not_overridden("break_it", "failure")
+
+    @pytest.fixture
+    def far_host(self) -> FarHost:
+        """Another host. The fixture closes it after the test."""
+        self.not_overridden("far_host", "delivery")
+
+    @pytest.fixture
+    def make_driver(self, make_backend: MakeBackend) -> Callable[[], Driver]:
+        return make_backend
+
+    @pytest.fixture
+    async def bring(
+        self, make: MakeBackend, network: Network, underlay: Underlay, lease: Lease, make_peer: MakePeer
+    ) -> AsyncIterator[Bring]:
+        """Makes a backend and brings it to a point of its life (see :data:`LIFE`)."""
+        brought: list[Alive] = []
+
+        async def bring(point: str) -> Alive:
+            alive = Alive(make())
+            brought.append(alive)
+            if point == "made":
+                return alive
+            alive.data = await promptly(alive.backend.open(network, underlay))
+            if point == "opened":
+                return alive
+            alive.device = await promptly(alive.backend.start(attrs.evolve(lease, data=alive.data)))
+            if point == "started":
+                return alive
+            if point == "running":
+                alive.run()
+            await promptly(alive.backend.set_peers([make_peer(2), make_peer(3)]))
+            return alive
+
+        yield bring
+        for alive in reversed(brought):
+            await alive.end()
+
+    # Its life
+
+    async def test_what_it_publishes_is_json(self, bring: Bring) -> None:
+        data = (await bring("opened")).data
+        assert isinstance(data, LeaseData)
+        assert isinstance(data.backend_type, str)
+        for value in (data.ipv4, data.ipv6):
+            assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+    async def test_it_names_a_device_whose_packets_fit_into_the_underlay(
+        self, bring: Bring, underlay: Underlay
+    ) -> None:
+        device = (await bring("started")).device
+        assert isinstance(device, Device)
+        assert device.name
+        assert 68 <= device.mtu <= underlay.mtu
+
+    @pytest.mark.parametrize("point", LIFE)
+    async def test_it_can_be_closed_at_any_point_and_twice(self, bring: Bring, point: str) -> None:
+        backend = (await bring(point)).backend
+        await promptly(backend.aclose())
+        await promptly(backend.aclose())
+
+    @pytest.mark.parametrize("point", LIFE)
+    async def test_closing_it_frees_everything(self, bring: Bring, point: str) -> None:
+        await (await bring(point)).end()  # what is made once for all, such as a library's cache, is made now
+        before = Resources()
+        await (await bring(point)).end()
+        await before.return_to_this()
+
+    @pytest.mark.parametrize("point", LIFE)
+    async def test_closing_it_leaves_the_host_as_it_was(self, bring: Bring, observe: Observe, point: str) -> None:
+        before = observe()
+        await (await bring(point)).end()
+        assert observe() == before
+
+    @pytest.mark.parametrize("point", LIFE)
+    async def test_when_it_is_closed_another_can_be_opened(self, bring: Bring, point: str) -> None:
+        await (await bring(point)).end()
+        second = await bring("given peers")
+        assert second.device is not None
+
+    async def test_a_second_one_is_refused_and_changes_nothing(
+        self, bring: Bring, make: MakeBackend, network: Network, underlay: Underlay
+    ) -> None:
+        self.needs("conflicts")
+        first = await bring("running")
+        before = Resources()
+        second = make()
+        try:
+            await promptly(second.open(network, underlay))
+        except BackendError as error:
+            message = str(error)
+        else:
+            pytest.fail("a second one was opened; if any number can live on one host, say so in `lacks`: 'conflicts'")
+        named = [str(value) for value in attrs.asdict(second.options).values()]
+        assert any(value in message for value in named), f"it does not name what is taken: {message!r}"
+        await before.return_to_this()
+        await promptly(second.aclose())
+        assert not first.running.done()
+        await first.end()
+        await bring("started")
+
+    async def test_refusing_a_second_one_leaves_the_first_alone(
+        self, bring: Bring, make: MakeBackend, network: Network, underlay: Underlay, observe: Observe
+    ) -> None:
+        self.needs("conflicts")
+        await bring("running")
+        before = observe()
+        second = make()
+        with pytest.raises(BackendError):
+            await promptly(second.open(network, underlay))
+        assert observe() == before
+        await promptly(second.aclose())
+        assert observe() == before
+
+    async def test_what_an_earlier_run_left_is_taken_over(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe
+    ) -> None:
+        self.needs("earlier runs")
+        clean = await bring("given peers")
+        await clean.backend.set_peers([make_peer(4)])
+        wanted = observe()
+        await clean.end()
+        await bring("given peers")  # and then it crashed
+        second = await bring("started")
+        await second.backend.set_peers([make_peer(4)])
+        assert observe() == wanted
+
+    async def test_it_runs_until_it_is_cancelled(self, bring: Bring, make_peer: MakePeer) -> None:
+        alive = await bring("running")
+        for _ in range(3):
+            await alive.backend.set_peers([make_peer(2)])
+            await asyncio.sleep(0.01)
+            assert not alive.running.done(), "run() returned although packets can be carried"
+        alive.running.cancel()
+        await asyncio.wait({alive.running}, timeout=PATIENCE)
+        assert alive.running.cancelled()
+        await alive.backend.set_peers([make_peer(3)])
+
+    async def test_running_it_raises_a_backend_error_when_it_cannot_go_on(
+        self, bring: Bring, break_it: Callable[[Backend], None]
+    ) -> None:
+        alive = await bring("running")
+        await asyncio.sleep(0)
+        break_it(alive.backend)
+        with pytest.raises(BackendError) as caught:
+            await promptly(alive.running)
+        assert str(caught.value)
+        await promptly(alive.backend.aclose())
+
+    # Cancellation
+
+    async def test_opening_can_be_cancelled_anywhere(
+        self, bring: Bring, make: MakeBackend, network: Network, underlay: Underlay
+    ) -> None:
+        for turns in interruptions():
+            backend = make()
+            cancelled = await interrupt(backend.open(network, underlay), turns)
+            await promptly(backend.aclose())
+            await (await bring("opened")).end()
+            if not cancelled:
+                break
+
+    async def test_starting_can_be_cancelled_anywhere(self, bring: Bring, lease: Lease) -> None:
+        for turns in interruptions():
+            alive = await bring("opened")
+            cancelled = await interrupt(alive.backend.start(attrs.evolve(lease, data=alive.data)), turns)
+            await alive.end()
+            await (await bring("started")).end()
+            if not cancelled:
+                break
+
+    async def test_setting_peers_can_be_cancelled_anywhere(self, bring: Bring, make_peer: MakePeer) -> None:
+        alive = await bring("running")
+        for turns in interruptions():
+            cancelled = await interrupt(alive.backend.set_peers([make_peer(4), make_peer(5)]), turns)
+            await promptly(alive.backend.set_peers([make_peer(2), make_peer(3)]))
+            assert not alive.running.done()
+            if not cancelled:
+                break
+
+    async def test_peers_are_right_again_after_setting_them_was_cancelled(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe
+    ) -> None:
+        alive = await bring("given peers")
+        wanted = observe()
+        for turns in interruptions():
+            cancelled = await interrupt(alive.backend.set_peers([make_peer(4), make_peer(5)]), turns)
+            await promptly(alive.backend.set_peers([make_peer(2), make_peer(3)]))
+            assert observe() == wanted
+            if not cancelled:
+                break
+
+    async def test_closing_can_be_cancelled_anywhere_and_done_again(self, bring: Bring) -> None:
+        await (await bring("running")).end()
+        before = Resources()
+        for turns in interruptions():
+            alive = await bring("running")
+            cancelled = await interrupt(alive.backend.aclose(), turns)
+            await alive.end()
+            await before.return_to_this()
+            if not cancelled:
+                break
+
+    # Peers
+
+    async def test_the_same_peers_again_change_nothing(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe
+    ) -> None:
+        alive = await bring("given peers")
+        before = observe()
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        await alive.backend.set_peers([make_peer(3), make_peer(2)])
+        assert observe() == before
+
+    async def test_the_same_peers_again_write_nothing(
+        self, bring: Bring, make_peer: MakePeer, count_writes: CountWrites
+    ) -> None:
+        alive = await bring("given peers")
+        count_writes()
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        await alive.backend.set_peers([make_peer(3), make_peer(2)])
+        assert count_writes() == 0
+
+    async def test_peers_are_replaced_as_a_whole(self, bring: Bring, make_peer: MakePeer, observe: Observe) -> None:
+        alive = await bring("started")
+        none = observe()
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        wanted = observe()
+        assert wanted != none, "the observation does not show peers"
+        await alive.backend.set_peers([make_peer(3), make_peer(4)])
+        assert observe() != wanted
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        assert observe() == wanted
+        await alive.backend.set_peers([])
+        assert observe() == none
+
+    async def test_a_peer_that_moves_is_reached_where_it_is_now(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe
+    ) -> None:
+        alive = await bring("given peers")
+        before = observe()
+        moved = attrs.evolve(make_peer(3), public_ipv4=make_peer(93).public_ipv4, data=make_peer(93).data)
+        await alive.backend.set_peers([make_peer(2), moved])
+        assert observe() != before
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        assert observe() == before
+
+    async def test_a_table_is_not_changed_by_what_becomes_of_the_list(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe
+    ) -> None:
+        alive = await bring("started")
+        peers = [make_peer(2), make_peer(3)]
+        await alive.backend.set_peers(peers)
+        before = observe()
+        assert peers == [make_peer(2), make_peer(3)]
+        peers.clear()
+        assert observe() == before
+
+    async def test_what_was_disturbed_is_repaired_by_the_same_peers(
+        self,
+        bring: Bring,
+        make_peer: MakePeer,
+        observe: Observe,
+        disturb: Callable[[], None],
+    ) -> None:
+        alive = await bring("given peers")
+        before = observe()
+        disturb()
+        assert observe() != before, "the observation does not show the disturbance"
+        await alive.backend.set_peers([make_peer(2), make_peer(3)])
+        assert observe() == before
+
+    # Routes and status
+
+    async def test_routes_lead_to_every_peer_and_nowhere_else(
+        self, bring: Bring, make_peer: MakePeer, network: Network, lease: Lease
+    ) -> None:
+        self.needs("routes")
+        alive = await bring("given peers")
+        peers = [make_peer(2), make_peer(3)]
+        routes = alive.backend.routes(peers)
+        destinations = [route.destination for route in routes]
+        for destination in destinations:
+            assert any(_within(destination, overlay) for overlay in network), f"{destination} is outside the overlay"
+            assert not any(_within(destination, own) for own in lease.subnets), f"{destination} is this node's own"
+        for peer in peers:
+            for subnet in peer.subnets:
+                assert any(_within(subnet, destination) for destination in destinations), f"no route to {subnet}"
+        assert all(route.kind == "unicast" and route.device for route in routes)
+
+    async def test_routes_are_pure(self, bring: Bring, make_peer: MakePeer) -> None:
+        alive = await bring("given peers")
+        peers = [make_peer(2), make_peer(3)]
+        routes = list(alive.backend.routes(peers))
+        fewer = list(alive.backend.routes(peers[:1]))
+        none = list(alive.backend.routes([]))
+        assert peers == [make_peer(2), make_peer(3)]
+        for _ in range(2):
+            assert list(alive.backend.routes(peers)) == routes
+            assert list(alive.backend.routes(tuple(peers))) == routes
+            assert list(alive.backend.routes(peers[:1])) == fewer
+            assert list(alive.backend.routes([])) == none
+            await alive.backend.set_peers([make_peer(4)])
+
+    async def test_asking_for_routes_changes_nothing(self, bring: Bring, make_peer: MakePeer, observe: Observe) -> None:
+        alive = await bring("given peers")
+        before = observe()
+        alive.backend.routes([make_peer(4)])
+        assert observe() == before
+
+    @pytest.mark.parametrize("point", LIFE[1:])
+    async def test_its_status_is_json(self, bring: Bring, point: str) -> None:
+        status = (await bring(point)).backend.status()
+        json.dumps(status, default=dict, allow_nan=False)
+        assert all(isinstance(name, str) for name in status)
+
+    # Packets
+
+    async def test_packets_arrive_as_they_were_sent(
+        self, bring: Bring, network: Network, lease: Lease, far_host: FarHost
+    ) -> None:
+        alive = await bring("started")
+        far = await far_host.join(network, _as_peer(lease, alive.data))
+        await alive.backend.set_peers([far])
+        await far_host.use(alive.backend, [far])
+        largest = alive.device.mtu - _LARGEST_HEADERS
+        for length in (0, 1, largest - 1, largest):
+            payload = bytes(index % 251 for index in range(length))
+            await far_host.send(payload)
+            assert await promptly(far_host.receive()) == payload
+
+    async def test_a_peer_that_was_removed_is_sent_nothing(
+        self, bring: Bring, network: Network, lease: Lease, make_peer: MakePeer, far_host: FarHost
+    ) -> None:
+        alive = await bring("started")
+        far = await far_host.join(network, _as_peer(lease, alive.data))
+        for peers in ([], [far], [make_peer(9)], [far]):
+            await alive.backend.set_peers(peers)
+            await far_host.use(alive.backend, peers)
+            await far_host.send(b"it is a peer" if far in peers else b"it is none")
+            if far in peers:
+                assert await promptly(far_host.receive()) == b"it is a peer"
+
+    async def test_packets_to_others_flow_on_while_peers_change(
+        self, bring: Bring, network: Network, lease: Lease, make_peer: MakePeer, far_host: FarHost
+    ) -> None:
+        alive = await bring("started")
+        far = await far_host.join(network, _as_peer(lease, alive.data))
+        others = [make_peer(number) for number in range(10, 20)]
+        await alive.backend.set_peers([far])
+        await far_host.use(alive.backend, [far])
+        for count in (1, 5, 0, 10, 2):
+            changing = asyncio.create_task(alive.backend.set_peers([*others[:count], far]))
+            while not changing.done():
+                await far_host.send(b"%d" % count)
+                assert await promptly(far_host.receive()) == b"%d" % count
+            await changing
+            await far_host.send(b"%d at last" % count)
+            assert await promptly(far_host.receive()) == b"%d at last" % count
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    return bool(inner.version == outer.version and inner.subnet_of(outer))
+
+
+def _as_peer(lease: Lease, data: LeaseData) -> Peer:
+    """How others are told of the node that holds the lease."""
+    return Peer(lease.subnets, lease.public_ipv4, lease.public_ipv6, lease.node, data)

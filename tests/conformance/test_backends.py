@@ -1,0 +1,44 @@
+"""The laws of backends, for one that needs no root."""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import pytest
+
+from overlaynet.drivers import Backend
+from overlaynet.testing.backends import BackendConformance, MakeBackend, Observe
+from overlaynet.testing.fakes import FakeBackend, FakeBackendOptions
+
+
+class TestFakeBackend(BackendConformance):
+    lacks: ClassVar[Mapping[str, str]] = {
+        "conflicts": "any number of fakes can be on one host",
+        "earlier runs": "nothing of a fake outlives it",
+        "repair": "nobody can disturb a fake",
+        "delivery": "a fake that is by itself carries no packets",
+    }
+
+    @pytest.fixture
+    def backends(self) -> list[FakeBackend]:
+        """Those that the test has made, the newest last."""
+        return []
+
+    @pytest.fixture
+    def make_backend(self, backends: list[FakeBackend]) -> MakeBackend:
+        def make() -> FakeBackend:
+            backends.append(FakeBackend(FakeBackendOptions()))
+            return backends[-1]
+
+        return make
+
+    @pytest.fixture
+    def observe(self, backends: list[FakeBackend]) -> Observe:
+        return lambda: [set(backend.peers) for backend in backends if not backend.closed and backend.peers]
+
+    @pytest.fixture
+    def break_it(self) -> Callable[[Backend], None]:
+        def break_it(backend: Backend) -> None:
+            assert isinstance(backend, FakeBackend)
+            backend.fail("its device has gone")
+
+        return break_it
