@@ -1,0 +1,284 @@
+"""Backends with real devices, in namespaces: the suite of :mod:`overlaynet.testing.backends` on a real kernel.
+
+    class TestMyBackend(KernelBackendConformance):
+        @pytest.fixture
+        def make_backend(self):
+            return lambda: MyBackend(MyBackend.Options())
+
+Needs root; without it, the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pytest
+
+from overlaynet.drivers import Backend
+from overlaynet.model import Lease, Peer, Route, Subnets, Underlay
+from overlaynet.network import Network
+from overlaynet.testing import namespaces
+from overlaynet.testing.backends import BackendConformance, CountWrites, FarHost, MakeBackend, Observe
+from overlaynet.testing.conformance import PATIENCE
+from overlaynet.testing.namespaces import NetworkNamespace
+
+T = TypeVar("T")
+
+PORT = 9000
+"""UDP port on which the far container receives."""
+_PROTOCOL = "82"
+_SYSTEM_LINKS = frozenset(("lo", "eth0", "cni0"))
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
+# RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE (rtnetlink(7))
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400
+
+
+class Host:
+    """A namespace that is a host: ``eth0`` towards the others, and ``cni0`` with the address of its only container.
+
+    :param number: the last byte of its address on the underlay, 192.0.2.0/24, and the third of its subnet, 10.244.X.0/24.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.namespace = NetworkNamespace(label=f"host-{number}")
+        self.address = IPv4Address(f"192.0.2.{number}")
+        self.subnet = IPv4Network(f"10.244.{number}.0/24")
+        self.container = self.subnet[1]
+        self.underlay = Underlay("eth0", 1500, ipv4=self.address, public_ipv4=self.address)
+        self._routes: set[Route] = set()
+
+    def configure(self) -> None:
+        """Give its interfaces their addresses, and let it forward; ``eth0`` has to be there."""
+        namespace = self.namespace
+        # No link-local addresses: they would come by themselves in the middle of a test.
+        namespace.set_sysctl("net.ipv6.conf.default.addr_gen_mode", 1)
+        namespace.ip(
+            "link set lo up",
+            f"address add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            "link add cni0 type bridge",
+            f"address add {self.container}/24 dev cni0",
+            "link set cni0 up",
+        )
+        namespace.set_sysctl("net.ipv4.ip_forward", 1)
+
+    def apply(self, routes: Sequence[Route]) -> None:
+        """Make these the routes of the overlay, as a router would."""
+        wanted = set(routes)
+        gone, new = self._routes - wanted, wanted - self._routes
+        self.namespace.ip(
+            *(f"route delete {route.destination} proto {_PROTOCOL}" for route in gone),
+            *(f"route replace {_arguments(route)} proto {_PROTOCOL}" for route in new),
+        )
+        self._routes = wanted
+
+    def observe(self) -> object:
+        """Devices, addresses, and permanent neighbours and forwarding entries: all but what this class has made."""
+        links, neighbours = [], []
+        for link in self.namespace.ip_json("address", "show"):
+            if link["ifname"] not in _SYSTEM_LINKS:
+                addresses = sorted(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if "local" in a)
+                kind = link.get("linkinfo", {}).get("info_kind")
+                links.append((link["ifname"], kind, link["mtu"], "UP" in link["flags"], link.get("ifalias"), addresses))
+        for family in ("inet", "inet6"):
+            for entry in self.namespace.ip_json("-family", family, "neighbour", "show", "nud", "permanent"):
+                neighbours.append((entry["dst"], entry["dev"], entry.get("lladdr")))
+        for entry in self.namespace.ip_json("-family", "bridge", "neighbour", "show"):
+            if entry.get("dst") is not None:
+                neighbours.append((entry["dst"], entry.get("dev"), entry.get("lladdr")))
+        return sorted(links), sorted(neighbours)
+
+    def own_links(self) -> list[str]:
+        """The names of the devices that were not there from the beginning."""
+        names = [link["ifname"] for link in self.namespace.ip_json("link", "show")]
+        return sorted(set(names) - _SYSTEM_LINKS)
+
+    def close(self) -> None:
+        """Delete the namespace."""
+        self.namespace.close()
+
+
+class WriteCounter:
+    """Hears of every change of a link, address, neighbour or route in a namespace."""
+
+    def __init__(self, namespace: NetworkNamespace) -> None:
+        self._socket = namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _GROUPS))
+        self._socket.setblocking(False)
+
+    def __call__(self) -> int:
+        """How many there were since the last call."""
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = self._socket.recv(1 << 16)
+                while len(message) >= 16:
+                    (length,) = struct.unpack_from("=I", message)
+                    message = message[length + 3 & ~3 :]
+                    count += 1
+        return count
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+
+class HostPair(FarHost):
+    """Two hosts on one underlay. The tests run on the near one; the far one's backend lives in a thread there."""
+
+    def __init__(self, make_backend: MakeBackend) -> None:
+        self._make_backend = make_backend
+        self._stack = contextlib.ExitStack()
+        self._backend: Backend | None = None
+        self._inside: _Inside | None = None
+        with contextlib.ExitStack() as undo:
+            self.near, self.far = Host(1), Host(100)
+            undo.callback(self.near.close)
+            undo.callback(self.far.close)
+            self.near.namespace.ip(f"link add eth0 type veth peer name eth0 netns {self.far.namespace.name}")
+            self.near.configure()
+            self.far.configure()
+            self._sender = self.near.namespace.socket(type=socket.SOCK_DGRAM)
+            undo.callback(self._sender.close)
+            self._sender.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+            self._sender.bind((str(self.near.container), 0))
+            self._receiver = self.far.namespace.socket(type=socket.SOCK_DGRAM)
+            undo.callback(self._receiver.close)
+            self._receiver.setblocking(False)
+            self._receiver.bind((str(self.far.container), PORT))
+            self._stack = undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def join(self, network: Network, near: Peer) -> Peer:
+        self._inside = _Inside(self.far.namespace)
+        self._stack.callback(self._inside.close)
+        return self._inside.wait(self._join(network, near))
+
+    async def _join(self, network: Network, near: Peer) -> Peer:
+        far = self.far
+        self._backend = backend = self._make_backend()
+        data = await backend.open(network, far.underlay)
+        await backend.start(Lease(Subnets(far.subnet), far.address, data=data, node="far", run="fedcba9876543210"))
+        await backend.set_peers([near])
+        far.apply(backend.routes([near]))
+        return Peer(Subnets(far.subnet), far.address, node="far", data=data)
+
+    async def use(self, backend: Backend, peers: Sequence[Peer]) -> None:
+        self.near.apply(backend.routes(peers))
+
+    async def send(self, payload: bytes) -> None:
+        with contextlib.suppress(OSError):  # no route, as for a peer that was removed
+            self._sender.sendto(payload, (str(self.far.container), PORT))
+
+    async def receive(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self._receiver, 1 << 16)
+
+    def close(self) -> None:
+        """Close the far backend, and take both hosts away. Idempotent."""
+        try:
+            if self._backend is not None and self._inside is not None:
+                backend, self._backend = self._backend, None
+                self._inside.wait(backend.aclose())
+        finally:
+            self._stack.close()
+
+
+class _Inside:
+    """A thread with an event loop inside of a namespace."""
+
+    def __init__(self, namespace: NetworkNamespace) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=namespace.run, args=(self._loop.run_forever,), name=f"host {namespace.name}", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it there, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    def close(self) -> None:
+        """End the loop and the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+
+class KernelBackendConformance(BackendConformance):
+    """The suite in namespaces: the tests run on one of two hosts. A subclass overrides :meth:`make_backend`.
+
+    It overrides :meth:`observe` too if the backend keeps its peers out of the kernel, and :meth:`make_peer` if peers publish
+    data.
+    """
+
+    @pytest.fixture
+    def hosts(self, make_backend: MakeBackend) -> Iterator[HostPair]:
+        """The two hosts; the test runs on ``hosts.near``."""
+        if missing := namespaces.requirements():
+            pytest.skip(f"not on this machine: {'; '.join(missing)}")
+        with HostPair(make_backend) as hosts, hosts.near.namespace.entered():
+            yield hosts
+
+    @pytest.fixture
+    def make_driver(self, make_backend: MakeBackend, hosts: HostPair) -> MakeBackend:
+        return make_backend
+
+    @pytest.fixture
+    def underlay(self, hosts: HostPair) -> Underlay:
+        return hosts.near.underlay
+
+    @pytest.fixture
+    def observe(self, hosts: HostPair) -> Observe:
+        return hosts.near.observe
+
+    @pytest.fixture
+    def count_writes(self, hosts: HostPair) -> Iterator[CountWrites]:
+        with contextlib.closing(WriteCounter(hosts.near.namespace)) as counter:
+            yield counter
+
+    @pytest.fixture
+    def disturb(self, hosts: HostPair) -> Callable[[], None]:
+        """Takes the addresses and the MTU of the backend's devices away."""
+
+        def disturb() -> None:
+            for name in hosts.near.own_links():
+                hosts.near.namespace.ip(f"address flush dev {name}", f"link set {name} mtu 1000")
+
+        return disturb
+
+    @pytest.fixture
+    def break_it(self, hosts: HostPair) -> Callable[[Backend], None]:
+        """Deletes the backend's devices."""
+
+        def delete(backend: Backend) -> None:
+            for name in hosts.near.own_links():
+                hosts.near.namespace.ip(f"link delete {name}")
+
+        return delete
+
+    @pytest.fixture
+    def far_host(self, hosts: HostPair) -> FarHost:
+        return hosts
+
+
+def _arguments(route: Route) -> str:
+    words = [str(route.destination)]
+    if route.gateway is not None:
+        words += ["via", str(route.gateway)]
+    words += ["dev", str(route.device)]
+    return " ".join([*words, "onlink"] if route.onlink else words)
