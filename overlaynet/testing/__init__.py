@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-_SUITES = ("conformance", "backends", "routers", "tables")
+_SUITES = ("conformance", "stores", "backends", "routers", "tables", "hosts")
 
 # The suites are shipped, and pytest rewrites only the assertions of a user's own tests by default: without this, a law
 # that is broken would show no values. They are not imported before this module, so it is never too late here.
