@@ -1,26 +1,28 @@
 """What every router has to do, as a suite of tests to derive from::
 
-    class TestMyRouter(RouterConformance):
-        @pytest.fixture
-        def make_router(self):
-            return lambda: MyRouter(MyRouter.Options())
-        ...
+class TestMyRouter(RouterConformance):
+    @pytest.fixture
+    def make_router(self):
+        return lambda: MyRouter(MyRouter.Options())
 
-The tests are async, run by the anyio plugin of pytest.
+    @pytest.fixture
+    def installed(self): ...  # without it, little can be tested
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, ip_network
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import pytest
 
-from overlaynet.drivers import Router
+from overlaynet.drivers import Driver, Router
+from overlaynet.errors import RouterError
 from overlaynet.model import IPNetwork, Route
+from overlaynet.testing.conformance import DriverConformance, Resources, eventually, interrupt, interruptions, promptly
 
 MakeRouter: TypeAlias = Callable[[], Router]
 Installed: TypeAlias = Callable[[], set[Route]]
@@ -31,53 +33,64 @@ INSTANCE = "overlay0"
 """The instance that the routers of the suite are opened for, and the name of its device."""
 
 
-@pytest.mark.anyio
-class RouterConformance:
-    """The laws of routers. A subclass overrides :meth:`make_router` and :meth:`installed`, and what else it can."""
+class RouterConformance(DriverConformance):
+    """The laws of routers. A subclass overrides :meth:`make_router`, and what else it can, :meth:`installed` above all."""
 
-    why_nothing_survives: str | None = None
-    """Set to a reason if what a router applied cannot be seen by another: the laws on earlier runs are skipped."""
-    why_no_strangers: str | None = None
-    """Set to a reason if nobody else can have routes where this router has its own."""
+    axis = "router"
+    capabilities: ClassVar[Mapping[str, str]] = {
+        "observation": "the routes in force can be found out; needs the fixture `installed`",
+        "write counts": "changes of routes can be counted; needs the fixture `count_writes`",
+        "earlier runs": "what it applied outlives it, and can be seen by another",
+        "foreign routes": "others can have routes where it has its own; needs `add_foreign` and `foreign`",
+        "refusal": "there is a route that is refused; needs the fixture `refused`",
+        "changes": "it notices changes by others; needs the fixture `disturb`",
+    }
 
     @pytest.fixture
     def make_router(self) -> MakeRouter:
-        """Makes a new router, not open yet, each time it is called; the device ``overlay0`` exists and is up."""
-        raise NotImplementedError
+        """Makes a router each time it is called, not open yet; the device ``overlay0`` exists and is up. To be overridden."""
+        raise NotImplementedError("override the fixture 'make_router'")
 
     @pytest.fixture
     def installed(self) -> Installed:
         """Tells which routes of ``overlay0``'s instance are in force, found out without the router's help if possible."""
-        raise NotImplementedError
+        self.not_overridden("installed", "observation")
 
     @pytest.fixture
     def add_foreign(self) -> AddForeign:
         """Adds a route to a destination as somebody else would; it is among those that :meth:`foreign` lists."""
-        pytest.skip(self.why_no_strangers or "add_foreign is not overridden")
+        self.not_overridden("add_foreign", "foreign routes")
 
     @pytest.fixture
     def foreign(self) -> Callable[[], list[str]]:
         """Tells which routes of others are in force."""
-        pytest.skip(self.why_no_strangers or "foreign is not overridden")
+        self.not_overridden("foreign", "foreign routes")
 
     @pytest.fixture
     def count_writes(self) -> CountWrites:
         """Tells how many changes were made to the routes since it was called last."""
-        raise NotImplementedError
+        self.not_overridden("count_writes", "write counts")
 
     @pytest.fixture
-    def earlier_runs(self) -> None:
-        """Asked for by the tests that need routes to outlive the router that applied them."""
-        if self.why_nothing_survives is not None:
-            pytest.skip(self.why_nothing_survives)
+    def refused(self) -> Route:
+        """A route that cannot be applied."""
+        self.not_overridden("refused", "refusal")
 
     @pytest.fixture
-    async def router(self, make_router: MakeRouter) -> AsyncIterator[Router]:
+    def disturb(self) -> Callable[[], None]:
+        """Deletes a route of the router's by hand."""
+        self.not_overridden("disturb", "changes")
+
+    @pytest.fixture
+    def make_driver(self, make_router: MakeRouter) -> Callable[[], Driver]:
+        return make_router
+
+    @pytest.fixture
+    async def router(self, make: MakeRouter) -> Router:
         """A router that is open."""
-        router = make_router()
+        router = make()
         await router.open(INSTANCE)
-        yield router
-        await router.aclose()
+        return router
 
     @pytest.fixture(params=["10.244.0.0/16", "fd00:10:244::/48"], ids=["ipv4", "ipv6"])
     def overlay(self, request: pytest.FixtureRequest) -> IPNetwork:
@@ -158,61 +171,50 @@ class RouterConformance:
         assert count_writes() == 0
         assert installed() == {backstop}
 
-    async def test_a_router_that_was_never_opened_can_be_closed(self, make_router: MakeRouter) -> None:
-        router = make_router()
-        await router.aclose()
-        await router.aclose()
-
-    @pytest.mark.usefixtures("earlier_runs")
     async def test_a_router_that_was_never_opened_removes_nothing(
-        self, router: Router, make_router: MakeRouter, installed: Installed, backstop: Route, leading: Route
+        self, router: Router, make: MakeRouter, installed: Installed, backstop: Route, leading: Route
     ) -> None:
+        self.needs("earlier runs")
         await router.apply([backstop, leading])
-        await make_router().aclose()
+        await make().aclose()
         assert installed() == {backstop, leading}
 
     async def test_a_router_may_end_without_having_applied_anything(
-        self, make_router: MakeRouter, installed: Installed
+        self, make: MakeRouter, installed: Installed
     ) -> None:
-        router = make_router()
+        router = make()
         await router.open(INSTANCE)
         await router.aclose()
         assert installed() == set()
 
-    @pytest.mark.usefixtures("earlier_runs")
     async def test_a_restart_adopts_what_a_crash_left(
         self,
         router: Router,
-        make_router: MakeRouter,
+        make: MakeRouter,
         installed: Installed,
         count_writes: CountWrites,
         wanted: list[Route],
     ) -> None:
+        self.needs("earlier runs")
         await router.apply(wanted)
         count_writes()
-        second = make_router()
+        second = make()
         await second.open(INSTANCE)
-        try:
-            await second.apply(wanted)
-            assert count_writes() == 0
-            assert installed() == set(wanted)
-        finally:
-            await second.aclose()
+        await second.apply(wanted)
+        assert count_writes() == 0
+        assert installed() == set(wanted)
 
-    @pytest.mark.usefixtures("earlier_runs")
     async def test_a_restart_removes_what_a_crash_left(
-        self, router: Router, make_router: MakeRouter, installed: Installed, backstop: Route, to_subnets: list[Route]
+        self, router: Router, make: MakeRouter, installed: Installed, backstop: Route, to_subnets: list[Route]
     ) -> None:
+        self.needs("earlier runs")
         await router.apply([backstop, *to_subnets])
-        second = make_router()
+        second = make()
         await second.open(INSTANCE)
-        try:
-            await second.apply([backstop, to_subnets[0]])
-            assert installed() == {backstop, to_subnets[0]}
-            await second.apply([])
-            assert installed() == set()
-        finally:
-            await second.aclose()
+        await second.apply([backstop, to_subnets[0]])
+        assert installed() == {backstop, to_subnets[0]}
+        await second.apply([])
+        assert installed() == set()
 
     async def test_routes_of_others_are_never_touched(
         self,
@@ -233,13 +235,88 @@ class RouterConformance:
         await router.aclose()
         assert foreign() == before
 
+    async def test_what_is_refused_is_named_and_the_rest_is_tried_again(
+        self, router: Router, installed: Installed, backstop: Route, leading: Route, refused: Route
+    ) -> None:
+        with pytest.raises(RouterError) as caught:
+            await router.apply([backstop, leading, refused])
+        assert str(refused.destination) in str(caught.value)
+        await router.apply([backstop, leading])
+        assert installed() == {backstop, leading}
+
+    async def test_a_change_by_others_is_noticed_and_repaired(
+        self, router: Router, installed: Installed, backstop: Route, leading: Route, disturb: Callable[[], None]
+    ) -> None:
+        await router.apply([backstop, leading])
+        noticing = asyncio.create_task(router.changed())
+        await asyncio.sleep(0)
+        disturb()
+        await promptly(noticing)
+        assert installed() != {backstop, leading}
+        await router.apply([backstop, leading])
+        assert installed() == {backstop, leading}
+
     async def test_waiting_for_a_change_can_be_cancelled(self, router: Router, backstop: Route) -> None:
         await router.apply([backstop])
-        task = asyncio.create_task(_follow(router))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        for turns in range(5):
+            assert await interrupt(_follow(router), turns)
+
+    async def test_opening_can_be_cancelled_anywhere(self, make: MakeRouter) -> None:
+        for turns in interruptions():
+            router = make()
+            cancelled = await interrupt(router.open(INSTANCE), turns)
+            await promptly(router.aclose())
+            if not cancelled:
+                break
+
+    async def test_applying_can_be_cancelled_anywhere_and_done_again(
+        self, router: Router, installed: Installed, backstop: Route, wanted: list[Route]
+    ) -> None:
+        for turns in interruptions():
+            await promptly(router.apply([backstop]))
+            cancelled = await interrupt(router.apply(wanted), turns)
+            await promptly(router.apply(wanted))
+            assert installed() == set(wanted)
+            if not cancelled:
+                break
+
+    async def test_closing_can_be_cancelled_anywhere_and_done_again(
+        self, make: MakeRouter, installed: Installed, backstop: Route, leading: Route
+    ) -> None:
+        for turns in interruptions():
+            router = make()
+            await router.open(INSTANCE)
+            await router.apply([backstop, leading])
+            cancelled = await interrupt(router.aclose(), turns)
+            await promptly(router.aclose())
+            await eventually(lambda: installed() == {backstop})
+            if not cancelled:
+                break
+
+    async def test_closing_it_frees_everything(self, make: MakeRouter, backstop: Route, leading: Route) -> None:
+        async def use_once() -> None:
+            router = make()
+            await router.open(INSTANCE)
+            await router.apply([backstop, leading])
+            noticing = asyncio.create_task(router.changed())
+            await asyncio.sleep(0)
+            await promptly(router.aclose())
+            noticing.cancel()
+            await asyncio.wait({noticing})
+
+        await use_once()
+        before = Resources()
+        await use_once()
+        await before.return_to_this()
+
+    async def test_a_list_of_routes_is_not_changed_nor_kept(
+        self, router: Router, installed: Installed, backstop: Route, leading: Route
+    ) -> None:
+        routes = [backstop, leading]
+        await router.apply(routes)
+        assert routes == [backstop, leading]
+        routes.clear()
+        assert installed() == {backstop, leading}
 
 
 async def _follow(router: Router) -> None:

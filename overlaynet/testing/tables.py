@@ -1,21 +1,11 @@
-"""The laws of a compare-and-swap table, as tests that the author of a store inherits.
-
-    import pytest
-
-    from overlaynet.testing.tables import TableConformance
+"""What every compare-and-swap table has to do, as a suite of tests to derive from::
 
     class TestMyTable(TableConformance):
         @pytest.fixture
-        async def table(self):
-            table = MyTable(...)
-            yield table
-            await table.aclose()
+        def make_table(self, tmp_path):
+            return lambda: MyTable(tmp_path / "records")
 
-        @pytest.fixture
-        async def another_table(self, table):
-            ...  # a second handle on the same data, as another node would have it
-
-Each test has a fresh, empty table. They need the pytest plugin of anyio, which is there wherever anyio is installed.
+The store that is made of the table has :class:`overlaynet.testing.stores.StoreConformance` beside it.
 """
 
 from __future__ import annotations
@@ -24,15 +14,14 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import pytest
 
 from overlaynet.table import Record, Table
+from overlaynet.testing.conformance import PATIENCE, Conformance
 
-PATIENCE = 30.0
-"""Seconds that the suite waits for what must happen before it calls it missing."""
-
+MakeTable: TypeAlias = Callable[[], Table]
 Listing = Mapping[str, Record]
 
 ODD_KEYS = (
@@ -67,47 +56,43 @@ async def until(listings: AsyncGenerator[Listing, None], condition: Callable[[Li
     raise AssertionError("the watch ended")
 
 
-class TableConformance:
-    """The suite. A subclass overrides the fixture :meth:`table`, and the others as it needs."""
+class TableConformance(Conformance):
+    """The laws of tables. A subclass overrides :meth:`make_table`, and what else it can."""
 
-    pytestmark = pytest.mark.anyio
-
-    lacks: ClassVar[Mapping[str, str]] = {}
-    """What the table cannot do by its nature, and why; tests that need it are skipped with the reason.
-
-    Known are ``"another handle"`` (all users share one object), ``"lifetimes"`` and ``"binary values"``.
-    """
+    capabilities: ClassVar[Mapping[str, str]] = {
+        "another handle": "several handles can be made on the same records",
+        "lifetimes": "records expire; the fixture `lifetime` says how soon they can",
+        "binary values": "a value may be any bytes, not only text",
+    }
 
     @pytest.fixture
-    def anyio_backend(self) -> object:
-        return "asyncio"
+    def make_table(self) -> MakeTable:
+        """Makes a handle on the same records each time it is called, as another node has it. No records are there at first.
+
+        To be overridden.
+        """
+        raise NotImplementedError("override the fixture 'make_table'")
 
     @pytest.fixture
     def lifetime(self) -> float:
         """How long a record lives in these tests, in seconds: as short as the table can, yet longer than a few writes take."""
+        self.needs("lifetimes")
         return 1.0
 
     @pytest.fixture
-    async def table(self) -> AsyncIterator[Table]:
-        raise NotImplementedError("override the fixture 'table'")
-        yield  # noqa: PT022 - makes it a generator, as overrides are
+    async def table(self, make_table: MakeTable) -> AsyncIterator[Table]:
+        """A handle, closed after the test."""
+        table = make_table()
+        yield table
+        await table.aclose()
 
     @pytest.fixture
-    async def another_table(self, table: Table) -> AsyncIterator[Table]:
-        """A second handle on the data of ``table``."""
-        raise NotImplementedError("override the fixture 'another_table', or say why not in 'lacks'")
-        yield  # noqa: PT022 - makes it a generator, as overrides are
-
-    @pytest.fixture(autouse=True)
-    def _skip_what_the_table_lacks(self, request: pytest.FixtureRequest) -> None:
-        needs = {
-            "another handle": "another_table" in request.fixturenames,
-            "lifetimes": "lifetime" in request.fixturenames,
-            "binary values": request.function.__name__ == "test_a_value_is_any_bytes",
-        }
-        for capability, reason in self.lacks.items():
-            if needs[capability]:
-                pytest.skip(f"the table has no {capability}: {reason}")
+    async def another_table(self, table: Table, make_table: MakeTable) -> AsyncIterator[Table]:
+        """A second handle on the records of ``table``."""
+        self.needs("another handle")
+        another = make_table()
+        yield another
+        await another.aclose()
 
     # Reading and writing
 
@@ -224,6 +209,7 @@ class TableConformance:
         assert found.value == value + b"!"
 
     async def test_a_value_is_any_bytes(self, table: Table) -> None:
+        self.needs("binary values")
         value = bytes(range(256))
         assert await table.create("config", value) is not None
         found = await table.get("config")

@@ -1,5 +1,8 @@
 """The laws of routers, for the one that needs no kernel."""
 
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
 import pytest
 
 from overlaynet.routers.memory import MemoryRouter
@@ -7,8 +10,11 @@ from overlaynet.testing.routers import CountWrites, Installed, MakeRouter, Route
 
 
 class TestMemoryRouter(RouterConformance):
-    why_nothing_survives = "a memory router's routes are its own and end with it"
-    why_no_strangers = "nobody else has routes in a memory router"
+    lacks: ClassVar[Mapping[str, str]] = {
+        "earlier runs": "a memory router's routes are its own and end with it",
+        "refusal": "a memory router takes any route",
+        "foreign routes": "nobody else has routes in a memory router",
+    }
 
     @pytest.fixture
     def routers(self) -> list[MemoryRouter]:
@@ -37,3 +43,10 @@ class TestMemoryRouter(RouterConformance):
             return seen - before
 
         return count
+
+    @pytest.fixture
+    def disturb(self, routers: list[MemoryRouter]) -> Callable[[], None]:
+        def disturb() -> None:
+            routers[-1].disturb()
+
+        return disturb

@@ -1,14 +1,13 @@
 """The laws of a table, on a real etcd."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
-from overlaynet.table import Table
 from overlaynet.testing.etcd import EtcdServer
-from overlaynet.testing.tables import TableConformance
+from overlaynet.testing.tables import MakeTable, TableConformance
 
 _numbers = itertools.count()
 
@@ -26,13 +25,5 @@ class TestEtcdTable(TableConformance):
         return EtcdOptions(endpoints=(etcd.endpoint,), prefix=f"/test{next(_numbers)}")
 
     @pytest.fixture
-    async def table(self, options: EtcdOptions) -> AsyncIterator[Table]:
-        table = EtcdStore(options).make_table()
-        yield table
-        await table.aclose()
-
-    @pytest.fixture
-    async def another_table(self, options: EtcdOptions) -> AsyncIterator[Table]:
-        table = EtcdStore(options).make_table()
-        yield table
-        await table.aclose()
+    def make_table(self, options: EtcdOptions) -> MakeTable:
+        return lambda: EtcdStore(options).make_table()

@@ -1,6 +1,5 @@
 """The laws of a table, on the two that need no server."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +7,8 @@ import pytest
 from overlaynet.stores._file_directory import Directory
 from overlaynet.stores.file import FileTable
 from overlaynet.stores.memory import MemoryTable
-from overlaynet.table import Table
 from overlaynet.testing.clock import VirtualClockLoop
-from overlaynet.testing.tables import TableConformance
+from overlaynet.testing.tables import MakeTable, TableConformance
 
 
 class TestMemoryTable(TableConformance):
@@ -23,17 +21,8 @@ class TestMemoryTable(TableConformance):
         return 10.0
 
     @pytest.fixture
-    async def table(self) -> AsyncIterator[Table]:
-        table = MemoryTable()
-        yield table
-        await table.aclose()
-
-    @pytest.fixture
-    async def another_table(self, table: Table) -> AsyncIterator[Table]:
-        assert isinstance(table, MemoryTable)
-        another = table.another()
-        yield another
-        await another.aclose()
+    def make_table(self) -> MakeTable:
+        return MemoryTable().another
 
 
 class TestMemoryTableOnTheRealClock(TestMemoryTable):
@@ -48,13 +37,5 @@ class TestMemoryTableOnTheRealClock(TestMemoryTable):
 
 class TestFileTable(TableConformance):
     @pytest.fixture
-    async def table(self, tmp_path: Path) -> AsyncIterator[Table]:
-        table = FileTable(Directory(str(tmp_path / "store")))
-        yield table
-        await table.aclose()
-
-    @pytest.fixture
-    async def another_table(self, tmp_path: Path) -> AsyncIterator[Table]:
-        table = FileTable(Directory(str(tmp_path / "store")))
-        yield table
-        await table.aclose()
+    def make_table(self, tmp_path: Path) -> MakeTable:
+        return lambda: FileTable(Directory(str(tmp_path / "store")))

@@ -135,6 +135,14 @@ class TestConformance(RouterConformance):
         return lambda: len(monitor.events())
 
     @pytest.fixture
+    def refused(self) -> Route:
+        return Route(ip_network("10.244.9.0/24"), device="nonexistent0")
+
+    @pytest.fixture
+    def disturb(self, namespace: NetworkNamespace, overlay: IPNetwork) -> Callable[[], None]:
+        return lambda: namespace.ip(f"route delete {overlay} dev overlay0")
+
+    @pytest.fixture
     def add_foreign(self, namespace: NetworkNamespace) -> AddForeign:
         def add(destination: IPNetwork) -> None:
             # A plain one, one with overlaynet's number but of another instance, and one of another table.
