@@ -1,15 +1,54 @@
 """What plugin authors test with, and what the demonstration is built from. Public.
 
-Nothing here but the suites needs pytest, and they are imported only when they are asked for.
+The suites and the in-process network are to be had from here by name. They are imported when they are asked for: only
+they need pytest, and the commands use other modules of this package.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import TYPE_CHECKING
 
-_SUITES = ("conformance", "stores", "backends", "routers", "tables", "hosts")
+if TYPE_CHECKING:
+    from overlaynet.testing.backends import BackendConformance
+    from overlaynet.testing.clock import VIRTUAL_CLOCK
+    from overlaynet.testing.hosts import KernelBackendConformance
+    from overlaynet.testing.network import Network, Node
+    from overlaynet.testing.routers import RouterConformance
+    from overlaynet.testing.stores import StoreConformance
+    from overlaynet.testing.tables import TableConformance
+
+__all__ = [
+    "VIRTUAL_CLOCK",
+    "BackendConformance",
+    "KernelBackendConformance",
+    "Network",
+    "Node",
+    "RouterConformance",
+    "StoreConformance",
+    "TableConformance",
+]
+
+_HOMES = {
+    "VIRTUAL_CLOCK": "clock",
+    "BackendConformance": "backends",
+    "KernelBackendConformance": "hosts",
+    "Network": "network",
+    "Node": "network",
+    "RouterConformance": "routers",
+    "StoreConformance": "stores",
+    "TableConformance": "tables",
+}
+_SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables")
 
 # The suites are shipped, and pytest rewrites only the assertions of a user's own tests by default: without this, a law
 # that is broken would show no values. They are not imported before this module, so it is never too late here.
-if "pytest" in sys.modules:
-    sys.modules["pytest"].register_assert_rewrite(*(f"{__name__}.{suite}" for suite in _SUITES))
+if (_pytest := sys.modules.get("pytest")) is not None:
+    _pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in _SUITES))
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -31,6 +31,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._virtual_time += seconds
 
 
+VIRTUAL_CLOCK = ("asyncio", {"loop_factory": VirtualClockLoop})
+"""What a fixture ``anyio_backend`` returns to run async tests with a virtual clock."""
+
+
 class _IdleSelector(selectors.DefaultSelector):
     """Waits for nothing but real events; when there is none, the time that would have been waited has passed."""
 

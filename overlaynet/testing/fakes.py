@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from ipaddress import IPv4Address, ip_network
 from typing import Any
 
 import attrs
 
-from overlaynet.drivers import Backend, Driver
-from overlaynet.errors import BackendError
+from overlaynet.drivers import Backend, Driver, NoOptions, Store
+from overlaynet.errors import BackendError, StoreUnavailable
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import JSON, Device, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
+from overlaynet.model import (
+    JSON,
+    Device,
+    IPAddress,
+    IPNetwork,
+    Lease,
+    LeaseData,
+    LeaseRequest,
+    Peer,
+    Route,
+    Snapshot,
+    Underlay,
+)
 from overlaynet.network import Network
 from overlaynet.options import between, option
 from overlaynet.routers.memory import MemoryRouter
@@ -26,8 +39,20 @@ class FakeBackendOptions:
     name: str = option("overlay0", "name of the device")
 
 
+class Dropped(Exception):
+    """A packet cannot be carried; ``reason`` is what the udp backend's status calls it, such as ``no_route``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
 class FakeBackend(Backend):
-    """A backend that remembers what it was told."""
+    """A backend that remembers what it was told, and decides about packets as ``udp`` does, but sends none.
+
+    :class:`overlaynet.testing.Network` carries packets between several.
+    """
 
     Options = FakeBackendOptions
 
@@ -42,6 +67,11 @@ class FakeBackend(Backend):
         self.lost: str | None = None
         """Why there is no device; ``None`` if there is one."""
         self._changed = asyncio.Event()
+        self.mtu = 0
+        """Bytes in the largest packet that fits into the device; 0 before it is started."""
+        self.drops: dict[str, int] = {}
+        self._table: dict[IPNetwork, Peer] | None = None
+        self._lengths: tuple[int, ...] = ()
         self._overlays: tuple[IPNetwork, ...] = ()
         self._failure: asyncio.Future[None] | None = None
 
@@ -53,17 +83,54 @@ class FakeBackend(Backend):
     async def start(self, lease: Lease) -> Device:
         assert self.underlay is not None, "started before it was opened"
         self.lease = lease
-        return Device(self.options.name, self.underlay.mtu - 28)
+        self.mtu = self.underlay.mtu - 28
+        return Device(self.options.name, self.mtu)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         self.peers = tuple(peers)
         self.tables += 1
+        self._table = None
         if self.lost is not None:
             raise BackendError(self.lost)
 
     async def set_underlay(self, underlay: Underlay) -> Device:
         self.underlay = underlay
-        return Device(self.options.name, underlay.mtu - 28)
+        self.mtu = underlay.mtu - 28
+        return Device(self.options.name, self.mtu)
+
+    def encapsulate(self, destination: IPAddress, size: int) -> Peer:
+        """The peer that a packet of ``size`` bytes out of the device is sent to. :raises Dropped: if it is not sent."""
+        if size > self.mtu:
+            raise self._dropped("too_big", f"{size} bytes do not fit into the MTU of {self.mtu}")
+        peer = self._peer_of(destination)
+        if peer is None:
+            raise self._dropped("no_route", f"no peer has {destination}")
+        return peer
+
+    def decapsulate(self, outer_source: IPAddress, source: IPAddress, destination: IPAddress) -> None:
+        """Look at a packet off the wire. :raises Dropped: unless a peer sent it, from its own subnet to this node's."""
+        sender = self._peer_of(source)
+        if sender is None or outer_source not in (sender.public_ipv4, sender.public_ipv6):
+            if any(outer_source in (peer.public_ipv4, peer.public_ipv6) for peer in self.peers):
+                raise self._dropped("spoofed_source", f"{source} is not in the subnet of the peer at {outer_source}")
+            raise self._dropped("unknown_peer", f"no peer is at {outer_source}")
+        if self.lease is None or not any(_inside(destination, subnet) for subnet in self.lease.subnets):
+            raise self._dropped("foreign_destination", f"{destination} is not in this node's subnet")
+
+    def _peer_of(self, address: IPAddress) -> Peer | None:
+        if self._table is None:  # made only when packets flow: whole networks of nodes never ask
+            self._table = {subnet: peer for peer in reversed(self.peers) for subnet in peer.subnets}
+            self._lengths = tuple(sorted({subnet.prefixlen for subnet in self._table}, reverse=True))
+        for length in self._lengths:
+            if length <= address.max_prefixlen:
+                found = self._table.get(ip_network((address, length), strict=False))
+                if found is not None:
+                    return found
+        return None
+
+    def _dropped(self, reason: str, detail: str) -> Dropped:
+        self.drops[reason] = self.drops.get(reason, 0) + 1
+        return Dropped(reason, detail)
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         if self.lost is not None:
@@ -89,7 +156,7 @@ class FakeBackend(Backend):
         self._failure.set_exception(BackendError(reason))
 
     def status(self) -> Mapping[str, JSON]:
-        return {"engine": "fake"}
+        return {"engine": "fake", "drops": dict(self.drops)}
 
     async def aclose(self) -> None:
         self.closed = True
@@ -128,3 +195,82 @@ class FakeDrivers:
 def fake_underlay(address: str, interface: str = "eth0", mtu: int = 1500) -> Underlay:
     """An underlay with one IPv4 address, which is also the public one."""
     return Underlay(interface, mtu, ipv4=IPv4Address(address), public_ipv4=IPv4Address(address))
+
+
+class UnreliableStore(Store):
+    """Another store, which can be put out of reach: every call then raises, and every watch ends.
+
+    It closes the other store when it is closed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(NoOptions())
+        self._store = store
+        self._down = False
+        self._reading: set[asyncio.Task[Snapshot]] = set()
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    def fail(self) -> None:
+        """Go out of reach, at once. Idempotent."""
+        self._down = True
+        for reading in self._reading:
+            reading.cancel()
+
+    def recover(self) -> None:
+        """Come back. Idempotent."""
+        self._down = False
+
+    async def read_network(self) -> str | None:
+        return await self._reached().read_network()
+
+    async def create_network(self, document: str) -> bool:
+        return await self._reached().create_network(document)
+
+    async def replace_network(self, document: str) -> None:
+        await self._reached().replace_network(document)
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        return await self._reached().acquire(network, request)
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        return await self._reached().renew(network, lease)
+
+    async def release(self, lease: Lease) -> None:
+        await self._reached().release(lease)
+
+    async def leases(self) -> Snapshot:
+        return await self._reached().leases()
+
+    async def watch(self) -> AsyncGenerator[Snapshot, None]:
+        async with aclosing(self._reached().watch()) as snapshots:
+            while True:
+                self._reached()
+                reading = asyncio.create_task(_next(snapshots))
+                self._reading.add(reading)
+                try:
+                    await asyncio.wait({reading})
+                finally:
+                    self._reading.discard(reading)
+                    reading.cancel()
+                    await asyncio.wait({reading})  # it must have ended before its generator can be closed
+                if reading.cancelled():
+                    self._reached()
+                yield reading.result()
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    def _reached(self) -> Store:
+        if self._down:
+            raise StoreUnavailable(f"{self} was put out of reach by the test")
+        return self._store
+
+
+async def _next(snapshots: AsyncGenerator[Snapshot, None]) -> Snapshot:
+    return await anext(snapshots)
+
+
+def _inside(address: IPAddress, subnet: IPNetwork) -> bool:
+    return address.version == subnet.version and address in subnet
