@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address, IPv4Network
@@ -361,9 +362,11 @@ class StoreConformance(DriverConformance):
             await store.acquire(network, _request(f"node-{number}"))
         keys = [lease_key(lease.subnets) for lease in (await store.leases()).leases]
         assert keys == sorted(keys)
-        async with aclosing(store.watch()) as snapshots:
-            watched = await _next(snapshots)
-        assert [lease_key(lease.subnets) for lease in watched.leases] == keys
+        async with aclosing(store.watch()) as snapshots, asyncio.timeout(PATIENCE):
+            async for snapshot in snapshots:
+                if len(snapshot.leases) == len(keys):
+                    break
+        assert [lease_key(lease.subnets) for lease in snapshot.leases] == keys
 
     async def test_a_watch_yields_at_once(self, store: Store, network: Network) -> None:
         async with aclosing(store.watch()) as snapshots:
@@ -412,7 +415,7 @@ class StoreConformance(DriverConformance):
     async def test_a_record_that_cannot_be_read_is_reported_and_empties_nothing(
         self, store: Store, network: Network, damage: Callable[[], Awaitable[None]]
     ) -> None:
-        lease = await store.acquire(network, _request("a"))
+        lease = await store.acquire(network, attrs.evolve(_request("a"), previous=_FREE[0]))
         async with aclosing(store.watch()) as snapshots:
             await _shows(snapshots, Snapshot((lease,)))
             await damage()
@@ -531,16 +534,18 @@ class StoreConformance(DriverConformance):
         await before.return_to_this()
 
     async def test_closing_one_leaves_others_and_the_leases(
-        self, store: Store, another: Store, network: Network
+        self, make_store: MakeStore, another: Store, network: Network
     ) -> None:
-        lease = await store.acquire(network, _request("a"))
-        await store.aclose()
+        async with aclosing(make_store()) as store:
+            lease = await store.acquire(network, _request("a"))
         assert (await another.leases()).leases == (lease,)
         assert await another.renew(network, lease) == lease
 
 
-def _request(node: str, *, run: str = "1", address: str = "192.0.2.1") -> LeaseRequest:
-    return LeaseRequest(node, run, IPv4Address(address))
+def _request(node: str, *, run: str = "1", address: str | None = None) -> LeaseRequest:
+    """What a node asks for; each has an address of its own, unless it is given."""
+    own = IPv4Address("198.18.0.0") + zlib.crc32(node.encode()) % 65536
+    return LeaseRequest(node, run, own if address is None else IPv4Address(address))
 
 
 def _assert_apart(leases: Sequence[Lease]) -> None:
