@@ -172,11 +172,11 @@ class RouterConformance(DriverConformance):
         assert installed() == {backstop}
 
     async def test_a_router_that_was_never_opened_removes_nothing(
-        self, router: Router, make: MakeRouter, installed: Installed, backstop: Route, leading: Route
+        self, router: Router, make_router: MakeRouter, installed: Installed, backstop: Route, leading: Route
     ) -> None:
         self.needs("earlier runs")
         await router.apply([backstop, leading])
-        await make().aclose()
+        await make_router().aclose()
         assert installed() == {backstop, leading}
 
     async def test_a_router_may_end_without_having_applied_anything(
@@ -261,9 +261,9 @@ class RouterConformance(DriverConformance):
         for turns in range(5):
             assert await interrupt(_follow(router), turns)
 
-    async def test_opening_can_be_cancelled_anywhere(self, make: MakeRouter) -> None:
+    async def test_opening_can_be_cancelled_anywhere(self, make_router: MakeRouter) -> None:
         for turns in interruptions():
-            router = make()
+            router = make_router()
             cancelled = await interrupt(router.open(INSTANCE), turns)
             await promptly(router.aclose())
             if not cancelled:
