@@ -438,9 +438,9 @@ class TableConformance(Conformance):
                 async for _ in listings:
                     pass
 
-    async def test_closing_one_handle_leaves_the_other_open(self, table: Table, another_table: Table) -> None:
-        created = await table.create("config", b"")
-        await table.aclose()
+    async def test_closing_one_handle_leaves_the_other_open(self, make_table: MakeTable, another_table: Table) -> None:
+        async with aclosing(make_table()) as table:
+            created = await table.create("config", b"")
         assert await another_table.get("config") == created
 
 

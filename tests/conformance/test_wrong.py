@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # each suite runs some fifty times
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 AXES = ("backends", "routers", "stores", "tables")
