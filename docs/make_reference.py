@@ -5,17 +5,20 @@ Run it after a change: ``python docs/make_reference.py``. A test fails while the
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 
-from overlaynet import config, drivers, hookspecs, options, table
+from overlaynet import config, drivers, hookspecs, options, table, testing
 from overlaynet.cli import BUILT_IN
 from overlaynet.entry_points import GROUPS as AXES
 from overlaynet.plugins import Plugins
 from overlaynet.settings import GROUPS, Settings
+from overlaynet.testing import flow
 
 PAGE = Path(__file__).with_name("reference.md")
 BUILT_IN_DRIVERS = {
@@ -31,7 +34,8 @@ HEAD = """\
 
 Contents: [commands](#commands) · [settings](#settings) · [the network document](#the-network-document) ·
 [options of the built-in drivers](#options-of-the-built-in-drivers) · [hooks](#hooks) ·
-[driver contracts](#driver-contracts) · [files and exit statuses](#files-and-exit-statuses)
+[driver contracts](#driver-contracts) · [test suites](#test-suites) · [the in-process network](#the-in-process-network) ·
+[files and exit statuses](#files-and-exit-statuses)
 """
 
 NETWORK_DOCUMENT = """\
@@ -81,7 +85,18 @@ def main() -> None:
 def render() -> str:
     """The page's text."""
     return "\n".join(
-        [HEAD, *commands(), *settings(), NETWORK_DOCUMENT, *driver_options(), *hooks(), *contracts(), FILES]
+        [
+            HEAD,
+            *commands(),
+            *settings(),
+            NETWORK_DOCUMENT,
+            *driver_options(),
+            *hooks(),
+            *contracts(),
+            *suites(),
+            *in_process_network(),
+            FILES,
+        ]
     )
 
 
@@ -159,6 +174,68 @@ def contracts() -> Iterator[str]:
                 required = "" if getattr(member, "__isabstractmethod__", False) else " (optional)"
                 parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
                 yield f"#### `{kind}{cls.__name__}.{name}({parameters})`{required}\n\n{inspect.getdoc(member)}\n"
+
+
+def suites() -> Iterator[str]:
+    """Each test suite: what it lets be overridden, what it knows that drivers may lack, and its tests."""
+    yield "## Test suites\n"
+    yield (
+        "How they are used is told in [the how-to](how-to.md#test-a-driver-of-your-own). Every suite has the fixture "
+        "`anyio_backend` (by default asyncio with the real clock) and the class attribute `lacks`.\n"
+    )
+    for suite in (
+        testing.StoreConformance,
+        testing.TableConformance,
+        testing.BackendConformance,
+        testing.KernelBackendConformance,
+        testing.RouterConformance,
+    ):
+        yield f"### `{suite.__name__}`\n\n{inspect.getdoc(suite)}\n"
+        yield "| fixture | meaning |"
+        yield "|---|---|"
+        for name, meaning in _fixtures(suite):
+            yield f"| `{name}` | {_cell(meaning)} |"
+        if "capabilities" in vars(suite):
+            yield "\n| capability, for `lacks` | meaning |"
+            yield "|---|---|"
+            for name, meaning in suite.capabilities.items():
+                yield f"| `{name}` | {_cell(meaning)} |"
+            laws = [name for cls in suite.__mro__[::-1] for name in vars(cls) if name.startswith("test_")]
+            yield f"\nTests: {', '.join(f'`{name}`' for name in laws)}."
+        yield ""
+
+
+def _fixtures(suite: type[Any]) -> Iterator[tuple[str, str]]:
+    """The fixtures that a suite itself explains, by name. From its source: pytest wraps them, each version otherwise."""
+    tree = ast.parse(inspect.getsource(suite))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("test_"):
+            marks = {ast.unparse(mark).partition("(")[0] for mark in node.decorator_list}
+            text = ast.get_docstring(node)
+            if "pytest.fixture" in marks and text:
+                yield node.name, " ".join(text.split())
+
+
+def in_process_network() -> Iterator[str]:
+    """The public classes of the in-process network."""
+    yield "## The in-process network\n"
+    yield "It is used as [the how-to](how-to.md#whole-daemons-without-root) shows.\n"
+    for cls in (testing.Network, testing.Node, flow.Packet, flow.Step, flow.Kind):
+        yield f"### `{cls.__name__}`\n\n{inspect.getdoc(cls)}\n"
+        for name, member in vars(cls).items():
+            if name.startswith("_"):
+                continue
+            if isinstance(member, property):
+                yield f"- `{name}`: {_sentence(member)}"
+            elif inspect.isfunction(member):
+                parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
+                kind = "await " if inspect.iscoroutinefunction(member) else ""
+                yield f"- `{kind}{name}({parameters})`: {_sentence(member)}"
+        yield ""
+
+
+def _sentence(member: object) -> str:
+    return " ".join(str(inspect.getdoc(member)).split())
 
 
 def _default(value: object) -> str:

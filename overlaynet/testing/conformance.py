@@ -110,17 +110,6 @@ class DriverConformance(Conformance):
         for field in attrs.fields(make().Options):
             assert field.metadata.get("help"), f"{field.name} has no sentence of help: declare it with option()"
 
-    async def test_an_option_may_be_given_as_it_is_by_default(self, make: Callable[[], Driver]) -> None:
-        driver = make()
-        for field in attrs.fields(driver.Options):
-            if field.default is attrs.NOTHING:
-                continue
-            factory = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
-            default = field.default.factory() if factory else field.default
-            assert options.read(driver.Options, {options.display_name(field): default}, "the default") == {
-                field.name: default
-            }
-
     async def test_a_value_that_an_option_cannot_have_is_a_config_error(self, make: Callable[[], Driver]) -> None:
         driver = make()
         hints = typing.get_type_hints(driver.Options)

@@ -1,5 +1,6 @@
 """What a plugin author gets from the kit, seen from a project of the author's own: a fresh pytest, nothing configured."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_one_fixture_is_enough_and_what_is_not_tested_is_said(tmp_path: Path) ->
     assert " error" not in output
     assert "it lacks conflicts: there is room for many" in output
     assert "not tested, for want of observation: override the fixture 'observe'" in output
+
+
+def test_the_examples_of_the_documentation_pass(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
+    section = page[page.index("## Test a driver of your own") :]
+    examples = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", section, re.DOTALL))
+    assert set(examples) == {"test_my_backend", "test_whole_daemons"}
+    output = run_pytest(tmp_path, **examples)
+    assert re.search(r"\d\d passed, \d+ skipped", output), output
+    assert "failed" not in output
 
 
 def test_a_law_that_is_broken_shows_its_values(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from overlaynet import config, drivers, hookspecs, table
+from overlaynet import config, drivers, hookspecs, table, testing
 from overlaynet.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,33 @@ def test_every_setting_hook_and_method_has_a_place_in_the_reference_and_a_senten
             if not name.startswith("_") and inspect.isfunction(member):
                 assert f"{cls.__name__}.{name}(" in page
                 assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+
+
+def test_all_that_the_testing_kit_offers_has_a_place_in_the_reference_and_a_sentence() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    for name in testing.__all__:
+        member = getattr(testing, name)
+        if name == "VIRTUAL_CLOCK":
+            assert f"`{name}`" in page or name in (ROOT / "docs" / "how-to.md").read_text()
+            continue
+        assert f"### `{name}`" in page
+        assert inspect.getdoc(member)
+        for attribute in vars(member):
+            if attribute.startswith("test_"):
+                assert f"`{attribute}`" in page
+    for cls in (testing.Network, testing.Node):
+        for attribute, value in vars(cls).items():
+            if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                assert re.search(rf"^- `(await )?{attribute}[`(]", page, re.MULTILINE), attribute
+                assert inspect.getdoc(value), attribute
+    for suite in (
+        testing.BackendConformance,
+        testing.RouterConformance,
+        testing.StoreConformance,
+        testing.TableConformance,
+    ):
+        for capability in suite.capabilities:
+            assert f"| `{capability}` |" in page
 
 
 @pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda page: page.name)

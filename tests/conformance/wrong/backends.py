@@ -228,7 +228,7 @@ class _Impossible:
     port: int = option(0, "UDP port", check=between(1, 65535))
 
 
-@wrong("test_an_option_may_be_given_as_it_is_by_default")
+@wrong("test_it_is_a_driver_that_overlaynet_loads")
 class WithAnImpossibleDefault(Model):
     Options = _Impossible  # type: ignore[assignment]
 

@@ -176,7 +176,7 @@ class _Impossible:
     table: int = option(0, "number of the kernel's table", check=between(1, 255))
 
 
-@wrong("test_an_option_may_be_given_as_it_is_by_default")
+@wrong("test_it_is_a_driver_that_overlaynet_loads")
 class WithAnImpossibleDefault(Model):
     Options = _Impossible  # type: ignore[assignment]
 

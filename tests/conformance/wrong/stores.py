@@ -225,7 +225,7 @@ class _Impossible:
     path: str = option("x" * 100, "where it is", check=_short)
 
 
-@wrong("test_an_option_may_be_given_as_it_is_by_default")
+@wrong("test_it_is_a_driver_that_overlaynet_loads")
 class WithAnImpossibleDefault(Model):
     Options = _Impossible  # type: ignore[assignment]
 
