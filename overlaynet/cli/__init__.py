@@ -23,7 +23,7 @@ BUILT_IN = {
     "leases": "list who holds which subnet",
     "status": "ask the daemon of this host how it is",
     "cleanup": "remove what a daemon that is gone left in the kernel",
-    "plugins": "show the drivers and plugins that are installed, and find what is broken",
+    "plugins": "show the drivers and plugins that are installed, find what is broken, begin a new one",
     "demo": "show the whole thing at work on this machine, in network namespaces",
 }
 

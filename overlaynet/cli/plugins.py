@@ -7,12 +7,14 @@ import json
 import platform
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 
 from overlaynet import __version__
 from overlaynet.catalogue import Details, Found, catalogue, details
 from overlaynet.cli import BUILT_IN
+from overlaynet.cli._new import AXES, new
 from overlaynet.cli.commands import Command, Commands
 from overlaynet.drivers import API
 from overlaynet.options import Described
@@ -25,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions; without one, ``list`` is meant."""
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     parser.set_defaults(act=_list)
-    actions = parser.add_subparsers(metavar="list|show|doctor")
+    actions = parser.add_subparsers(metavar="list|show|doctor|new")
     for action, function, summary in (
         ("list", _list, "list all drivers and plugins (what is done without an action)"),
         ("show", _show, "show one: what it is, where it is from, and its options"),
@@ -38,6 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         added.set_defaults(act=function)
         if action == "show":
             added.add_argument("name", metavar="NAME", help="name of a driver or plugin, such as udp")
+    summary = "write a small package with a driver or observer that works, and its tests, to begin from"
+    maker = actions.add_parser("new", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False)
+    maker.set_defaults(act=_new)
+    maker.add_argument("name", metavar="NAME", help="name of the driver or observer; the package is overlaynet-NAME")
+    maker.add_argument("--axis", required=True, choices=AXES, help="what it is to be")
+    maker.add_argument("--directory", type=Path, metavar="DIR", help="where to write it (default: overlaynet-NAME)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,6 +95,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     state = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "no problem"
     print(f"\n{len(found)} drivers and plugins checked: {state}")
     return _status(found)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    directory = new(arguments.name, arguments.axis, arguments.directory)
+    print(f"{directory} holds the {arguments.axis} {arguments.name}; its README.md says how to go on")
+    return 0
 
 
 def _catalogue() -> list[Found]:

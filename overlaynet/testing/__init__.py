@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from overlaynet.testing.clock import VIRTUAL_CLOCK
     from overlaynet.testing.hosts import KernelBackendConformance
     from overlaynet.testing.network import Network, Node
+    from overlaynet.testing.observers import ObserverConformance
     from overlaynet.testing.routers import RouterConformance
     from overlaynet.testing.stores import StoreConformance
     from overlaynet.testing.tables import TableConformance
@@ -25,6 +26,7 @@ __all__ = [
     "KernelBackendConformance",
     "Network",
     "Node",
+    "ObserverConformance",
     "RouterConformance",
     "StoreConformance",
     "TableConformance",
@@ -38,9 +40,10 @@ _HOMES = {
     "Node": "network",
     "RouterConformance": "routers",
     "StoreConformance": "stores",
+    "ObserverConformance": "observers",
     "TableConformance": "tables",
 }
-_SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables")
+_SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables", "observers")
 
 # The suites are shipped, and pytest rewrites only the assertions of a user's own tests by default: without this, a law
 # that is broken would show no values. They are not imported before this module, so it is never too late here.
