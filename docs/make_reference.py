@@ -189,6 +189,7 @@ def suites() -> Iterator[str]:
         testing.BackendConformance,
         testing.KernelBackendConformance,
         testing.RouterConformance,
+        testing.ObserverConformance,
     ):
         yield f"### `{suite.__name__}`\n\n{inspect.getdoc(suite)}\n"
         yield "| fixture | meaning |"
@@ -200,6 +201,7 @@ def suites() -> Iterator[str]:
             yield "|---|---|"
             for name, meaning in suite.capabilities.items():
                 yield f"| `{name}` | {_cell(meaning)} |"
+        if any(name.startswith("test_") for name in vars(suite)):
             laws = [name for cls in suite.__mro__[::-1] for name in vars(cls) if name.startswith("test_")]
             yield f"\nTests: {', '.join(f'`{name}`' for name in laws)}."
         yield ""
