@@ -53,7 +53,7 @@ without regard to case, and unknown members are ignored, but for those of `Backe
 | `IPv6Network` | required if `EnableIPv6` | IPv6 network of the overlay, such as `fd00:10:244::/48` |
 | `IPv6SubnetLen`, `IPv6SubnetMin`, `IPv6SubnetMax` | 64, the second, the last | the same for IPv6; at most 126 |
 | `Backend` | `{"Type": "udp"}` | `Type` names the backend; its other members are the backend's options |
-| `LeaseTTL` | 86400 | seconds that a lease lives without being renewed; overlaynet's own, flannel ignores it |
+| `LeaseTTL` | 86400 | seconds that a lease lives unless renewed, 5 to ten years; overlaynet's own, flannel ignores it |
 """
 
 FILES = """\

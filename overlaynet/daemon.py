@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Any
 
 import attrs
 
-from overlaynet import config, joining, options, subnet_file
+from overlaynet import config, joining, lease_keeping, options, subnet_file
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import (
     BackendError,
     ConfigError,
+    IdentityTaken,
     LeaseLost,
     OverlaynetError,
     RouterError,
@@ -29,7 +29,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.health import Health
-from overlaynet.joining import in_time
+from overlaynet.lease_keeping import LeaseKeeper, where
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, Lease, LeaseRequest, Malformed, Peer, Snapshot, Underlay
 from overlaynet.netlink import NetlinkError
@@ -54,7 +54,10 @@ AUDIT_INTERVAL = 30.0
 """Seconds after which peers and routes are applied again although nothing is known to have changed."""
 CHANGE_INTERVAL = 1.0
 """Least seconds between two changes that one source tells of, so that none that never rests keeps the daemon busy."""
-RELEASE_TIMEOUT = 5.0
+MOST_SHOWN = 100
+"""Records in the store which cannot be used that the status lists; the log names all."""
+LASTING = 60.0
+"""Seconds after which the loss of a lease is a new trouble, and not the last one going on."""
 
 
 @attrs.define
@@ -66,15 +69,23 @@ class _Node:
     router: Router
     device: Device
     underlay: Underlay
-    lease: Lease
-    deadline: float
-    """Time of the event loop's clock until which the store has promised the lease."""
+    keeper: LeaseKeeper
     peers: tuple[Peer, ...] = ()
     snapshot: Snapshot | None = None
     rejected: tuple[Malformed, ...] = ()
     subnet_file: str = ""
     """The text that was written last."""
     ready: bool = False
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as the store has it, as far as is known."""
+        return self.keeper.lease
+
+    @property
+    def deadline(self) -> float:
+        """Time of the event loop's clock until which the store has promised the lease."""
+        return self.keeper.deadline
 
 
 class Daemon:
@@ -101,9 +112,10 @@ class Daemon:
         self._node: _Node | None = None
         self._lease: Lease | None = None
         self._stopping = asyncio.Event()
+        self._ending = False
+        """The life of the node is being cancelled; nothing begins anew."""
         self._dirty = asyncio.Event()
         self._underlay_due = False
-        self._renewal_due = asyncio.Event()
 
     def stop(self) -> None:
         """Ask the daemon to stop cleanly; returns at once, and may be called more than once."""
@@ -122,6 +134,7 @@ class Daemon:
                 log.info("stopping")
                 self._plugins.notify("overlaynet_stopping")
         finally:
+            self._ending = True
             stop.cancel()
             life.cancel()
             await asyncio.wait({life, stop})
@@ -150,17 +163,49 @@ class Daemon:
                 "device": node.device.name,
                 "mtu": node.device.mtu,
                 "peers": len(node.peers),
+                "skipped_records": [f"{problem.key}: {problem.reason}" for problem in node.rejected[:MOST_SHOWN]],
                 "packets": node.backend.status(),
             }
         return status
 
     async def _live(self) -> None:
+        backoff = Backoff(first=0.1)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._store.aclose)
+            # The subnet is given back only when nothing carries its packets any more.
+            stack.push_async_callback(self._release)
+            while True:
+                started_at = asyncio.get_running_loop().time()
+                try:
+                    await self._be_node()
+                except BaseExceptionGroup as errors:
+                    # A group that was being cancelled when one of its tasks failed does not say that it was.
+                    self._give_up(_plain(errors))
+                if asyncio.get_running_loop().time() - started_at > LASTING:
+                    backoff.reset()
+                await asyncio.sleep(backoff.next())
+
+    def _give_up(self, error: BaseException) -> None:
+        """Forget a lease that was lost, if another is to be taken; raise whatever else ends the node."""
+        other_node = isinstance(error, LeaseLost) and not isinstance(error, IdentityTaken)
+        if not other_node or self._ending or self._settings.on_lease_lost != "reacquire":
+            raise error
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()  # Python 3.11's task groups leave the request behind by which they ended their body
+        node, self._node, self._lease = self._node, None, None
+        log.warning("lease lost", extra=fields(reason=error, hint="another one is acquired"))
+        self._health.degraded("lease", str(error))
+        for peer in () if node is None else node.peers:
+            self._plugins.notify("overlaynet_peer_removed", peer=peer)
+
+    async def _be_node(self) -> None:
+        """Hold one lease, with all that belongs to it, as long as it lasts."""
+        async with AsyncExitStack() as stack:
             node = await self._start(stack)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_store(node), name="follow the store")
-                tasks.create_task(self._keep_lease(node), name="keep the lease")
+                tasks.create_task(node.keeper.run(), name="keep the lease")
                 tasks.create_task(self._reconcile_forever(node), name="reconcile")
                 tasks.create_task(self._watch(node.router.changed), name="watch the router")
                 tasks.create_task(self._watch(node.backend.changed), name="watch the backend")
@@ -179,8 +224,6 @@ class Daemon:
             texts=config.key_values(settings.router_option, "--router-option"),
         )
         path = Path(settings.subnet_file)
-        # Torn down in reverse: the subnet is given back only when nothing carries its packets any more.
-        stack.push_async_callback(self._release)
         while True:
             found = await joining.find_network(store, settings, plugins, self._health)
             network = found.network
@@ -212,13 +255,25 @@ class Daemon:
         )
         lease, deadline = await joining.acquire(store, network, request, self._health)
         self._lease = lease
+        self._health.recovered("lease")
+        margin = lease_keeping.renewal_margin(network.lease_ttl, settings.subnet_lease_renew_margin)
+        keeper = LeaseKeeper(
+            store,
+            network,
+            lease,
+            deadline=deadline,
+            margin=margin,
+            health=self._health,
+            plugins=plugins,
+            changed=self._dirty.set,
+        )
         plugins.notify("overlaynet_lease_acquired", lease=lease)
         device = await backend.start(lease)
         log.info("device up", extra=fields(device=device.name, mtu=device.mtu))
         router = router_class(router_options)
         stack.push_async_callback(router.aclose)
         await router.open(device.instance)
-        self._node = node = _Node(network, backend, router, device, underlay, lease, deadline)
+        self._node = node = _Node(network, backend, router, device, underlay, keeper)
         await self._apply_routes(node)
         await self._write_subnet_file(node)
         return node
@@ -242,61 +297,12 @@ class Daemon:
                         backoff.reset()
                         self._health.recovered("store")
                         node.snapshot = snapshot
-                        if not any(_same_holder(lease, node.lease) for lease in snapshot.leases):
-                            self._renewal_due.set()
+                        node.keeper.look(snapshot)
                         self._dirty.set()
             except (StoreUnavailable, StoreError) as error:
                 # Once the node is up, even a refusal is no reason to cut its traffic: an operator may mend it.
                 self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")
             await asyncio.sleep(backoff.next())
-
-    async def _keep_lease(self, node: _Node) -> None:
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(first=1.0, most=60.0)
-        while True:
-            await self._until_renewal(node)
-            asked_at = loop.time()
-            missing = self._renewal_due.is_set()
-            self._renewal_due.clear()
-            wanted = _published(node)
-            moved = wanted != node.lease
-            try:
-                # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
-                node.lease = await in_time(self._store.renew(node.network, wanted))
-            except LeaseLost as error:
-                self._plugins.notify("overlaynet_lease_lost", lease=node.lease, reason=str(error))
-                raise
-            except (StoreUnavailable, StoreError) as error:
-                self._health.degraded("lease", f"it cannot be renewed: {error}")
-                delay = backoff.next()
-                if loop.time() < node.deadline < loop.time() + delay:
-                    delay = node.deadline - loop.time()
-                await asyncio.sleep(delay)
-                self._renewal_due.set()
-                self._dirty.set()  # past the deadline, no peer may be served any more
-                continue
-            backoff.reset()
-            node.deadline = asked_at + node.network.lease_ttl
-            self._health.recovered("lease")
-            self._dirty.set()
-            if attrs.evolve(wanted, **_addresses(node.underlay)) != wanted:
-                self._renewal_due.set()  # it has changed once more meanwhile
-            log.info(
-                "address published" if moved else "lease taken back" if missing else "lease renewed",
-                extra=fields(subnet=node.lease.subnets, ttl=node.network.lease_ttl, **_address(node.lease)),
-            )
-            self._plugins.notify("overlaynet_lease_renewed", lease=node.lease)
-
-    async def _until_renewal(self, node: _Node) -> None:
-        """Return when the lease should be renewed: at its margin, or as soon as the store shows it missing."""
-        ttl, margin = node.network.lease_ttl, self._settings.subnet_lease_renew_margin * 60.0
-        # A margin that does not fit into a short lifetime gives way to two chances to renew.
-        due = node.deadline - (margin if margin < ttl else ttl * 2 / 3)
-        try:
-            async with asyncio.timeout_at(due):
-                await self._renewal_due.wait()
-        except TimeoutError:
-            return
 
     async def _watch(self, changed: Callable[[], Awaitable[None]], *, underlay: bool = False) -> None:
         while True:
@@ -365,15 +371,17 @@ class Daemon:
             )
             node.underlay = underlay
             node.device = node.device if device is None else device
-            if _published(node) != node.lease:
-                self._renewal_due.set()
+            node.keeper.publish(underlay)
+            self._dirty.set()  # no peer may have an address that is this node's own now
         self._underlay_due = False
 
     async def _set_peers(self, node: _Node) -> None:
         if node.snapshot is None:
             await node.backend.set_peers(node.peers)
             return
-        desired = desired_peers(node.network, node.lease, node.snapshot, node.network.backend_type)
+        desired = desired_peers(
+            node.network, node.lease, node.snapshot, node.network.backend_type, local=node.underlay.addresses
+        )
         self._report(node, desired.rejected)
         peers = desired.peers
         if asyncio.get_running_loop().time() >= node.deadline:
@@ -387,10 +395,10 @@ class Daemon:
             log.info("peer removed", extra=fields(subnet=peer.subnets))
             self._plugins.notify("overlaynet_peer_removed", peer=peer)
         for old, new in changes.changed:
-            log.info("peer changed", extra=fields(subnet=new.subnets, **_address(new)))
+            log.info("peer changed", extra=fields(subnet=new.subnets, **where(new)))
             self._plugins.notify("overlaynet_peer_changed", old=old, new=new)
         for peer in changes.added:
-            log.info("peer added", extra=fields(subnet=peer.subnets, **_address(peer)))
+            log.info("peer added", extra=fields(subnet=peer.subnets, **where(peer)))
             self._plugins.notify("overlaynet_peer_added", peer=peer)
 
     async def _apply_routes(self, node: _Node) -> None:
@@ -404,37 +412,9 @@ class Daemon:
         node.rejected = rejected
 
     async def _release(self) -> None:
-        """On a clean stop, give the lease back if that is wanted. The store may be down: that is no reason to hang."""
         lease = self._lease
-        if lease is None or not (self._settings.release_on_stop and self._stopping.is_set()):
-            return
-        try:
-            async with asyncio.timeout(RELEASE_TIMEOUT):
-                await self._store.release(lease)
-        except (StoreUnavailable, StoreError, TimeoutError) as error:
-            log.warning(
-                "lease not released", extra=fields(subnet=lease.subnets, reason=str(error) or "no answer in time")
-            )
-        else:
-            log.info("lease released", extra=fields(subnet=lease.subnets))
-
-
-def _same_holder(found: Lease, own: Lease) -> bool:
-    return found.subnets == own.subnets and found.node == own.node and found.run == own.run
-
-
-def _published(node: _Node) -> Lease:
-    """The lease as the store should have it: with the address that the node has now."""
-    return attrs.evolve(node.lease, **_addresses(node.underlay))
-
-
-def _addresses(underlay: Underlay) -> dict[str, Any]:
-    return {"public_ipv4": underlay.public_ipv4, "public_ipv6": underlay.public_ipv6}
-
-
-def _address(peer: Peer | Lease) -> Mapping[str, object]:
-    addresses = [str(address) for address in (peer.public_ipv4, peer.public_ipv6) if address is not None]
-    return {"address": ", ".join(addresses), "node": peer.node}
+        if lease is not None and self._settings.release_on_stop and self._stopping.is_set():
+            await lease_keeping.release(self._store, lease)
 
 
 def _text(value: object) -> str | None:

@@ -13,7 +13,22 @@ from typing import Any, ClassVar
 
 import attrs
 
-from overlaynet.model import JSON, Device, Lease, LeaseData, LeaseRequest, Peer, Route, Snapshot, Underlay
+from overlaynet.errors import StoreError
+from overlaynet.model import (
+    JSON,
+    Device,
+    Lease,
+    LeaseData,
+    LeaseRequest,
+    Malformed,
+    Peer,
+    Reservation,
+    Reserved,
+    Route,
+    Snapshot,
+    Subnets,
+    Underlay,
+)
 from overlaynet.network import Network
 
 API = (1, 0)
@@ -76,10 +91,11 @@ class Store(Driver):
 
     @abc.abstractmethod
     async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
-        """Claim subnets for a node: those it holds already, those it held before, or free ones, in this order.
+        """Claim subnets for a node: those reserved for it, those it holds already, those it held before, or free ones.
 
         Two calls, from wherever, never return overlapping subnets to two nodes. A node's claim is its own by
-        ``request.node``; a lease that names no node (flannel wrote it) is its own if it has the same public address.
+        ``request.node``, and what else stands under that name is removed; a lease that names no node (flannel wrote it)
+        is its own if it has the same public address, and no other node has that address, too.
 
         :raises SubnetsExhausted: if every subnet of the network is leased.
         """
@@ -91,13 +107,43 @@ class Store(Driver):
         ``lease`` is what :meth:`acquire` or the last :meth:`renew` returned, evolved at will except for
         ``subnets`` and ``version``. If the record has vanished, it is created again.
 
-        :raises LeaseLost: if another node, or another process of this node, has written the record, or holds an
-            overlapping subnet.
+        :raises LeaseLost: if another node has written the record, or holds an overlapping subnet, or has it reserved.
+        :raises IdentityTaken: if another process with the identity of this node has written the record.
         """
 
     @abc.abstractmethod
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if this process no longer holds it."""
+
+    async def remove(self, claim: Lease | Malformed) -> bool:
+        """End a lease that is not this process's, or remove a record that cannot be read, as an operator asks for.
+
+        ``claim`` is what :meth:`leases` returned: if the record has changed since, ``False`` is returned, and nothing is
+        written. Subnets that are reserved stay so. The default refuses, for stores that cannot.
+        """
+        raise StoreError(f"{self} cannot give back the leases of other nodes")
+
+    async def reserve(self, reservation: Reservation) -> None:
+        """Keep subnets for one node, which is given them before any others, and nobody else is. Idempotent.
+
+        A reservation stays until :meth:`unreserve`, whatever becomes of leases and nodes. Its node takes the subnets at
+        its next :meth:`acquire`, even if it holds others. The default refuses, for stores that cannot.
+
+        :raises ReservationError: if another node holds some of the subnets, or they are reserved already, for another
+            node or together with others; then nothing is changed.
+        """
+        raise StoreError(f"{self} keeps no reservations")
+
+    async def unreserve(self, subnets: Subnets) -> None:
+        """Remove a reservation. Whoever holds the subnets keeps them.
+
+        :raises ReservationError: if there is none of exactly these subnets.
+        """
+        raise StoreError(f"{self} keeps no reservations")
+
+    async def reservations(self) -> Reserved:
+        """All reservations. The default has none."""
+        return Reserved()
 
     @abc.abstractmethod
     async def leases(self) -> Snapshot:

@@ -36,8 +36,20 @@ class SubnetsExhausted(OverlaynetError):
     """Every subnet of the network is leased."""
 
 
+class ReservationError(OverlaynetError):
+    """Subnets cannot be reserved, or given back, as was asked; nothing was changed."""
+
+
+class LeaseInUse(OverlaynetError):
+    """A lease may belong to a node that is alive, so it is not ended on an operator's word alone; nothing was changed."""
+
+
 class LeaseLost(OverlaynetError):
     """The lease is no longer this node's: its record vanished, or another node wrote it."""
+
+
+class IdentityTaken(LeaseLost):
+    """Another process with the identity of this node holds its lease now: two nodes were given one identity."""
 
 
 class UnderlayError(OverlaynetError):

@@ -37,7 +37,7 @@ def overlaynet_cli(commands: Commands) -> None:
 
 @hookspec
 def overlaynet_lease_acquired(lease: Lease) -> None:
-    """The node holds ``lease`` now; called once, at the start."""
+    """The node holds ``lease`` now; called at the start, and when a lease that was lost has been followed by another."""
 
 
 @hookspec
@@ -47,7 +47,10 @@ def overlaynet_lease_renewed(lease: Lease) -> None:
 
 @hookspec
 def overlaynet_lease_lost(lease: Lease, reason: str) -> None:
-    """Another node or process holds ``lease``'s subnets now, so they cannot be taken back: the daemon ends."""
+    """Another node or process holds ``lease``'s subnets now, so they cannot be taken back.
+
+    The daemon ends; or, with ``--on-lease-lost reacquire``, its peers are removed, and it begins again with another lease.
+    """
 
 
 @hookspec

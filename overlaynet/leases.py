@@ -18,9 +18,17 @@ import attrs
 
 from overlaynet import records
 from overlaynet.drivers import Store
-from overlaynet.errors import LeaseLost, RecordError, StoreError, StoreUnavailable, SubnetsExhausted
-from overlaynet.model import Lease, LeaseRequest, Malformed, Snapshot, Subnets
+from overlaynet.errors import (
+    IdentityTaken,
+    LeaseLost,
+    RecordError,
+    StoreError,
+    StoreUnavailable,
+    SubnetsExhausted,
+)
+from overlaynet.model import Lease, LeaseRequest, Malformed, Reservation, Reserved, Snapshot, Subnets
 from overlaynet.network import Network, SubnetRange
+from overlaynet.reservations import Reservations
 from overlaynet.table import Record, Table
 
 N = TypeVar("N", IPv4Network, IPv6Network)
@@ -49,6 +57,11 @@ class TableStore(Store):
         if self._opened is None:
             self._opened = self.make_table()
         return self._opened
+
+    @property
+    def reserved(self) -> Reservations:
+        """The reservations in the table."""
+        return Reservations(self.table)
 
     async def aclose(self) -> None:
         if self._opened is not None:
@@ -79,33 +92,61 @@ class TableStore(Store):
     async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
         wanted = request.previous
         while True:
+            reserved = await self.reserved.list()
             held = await self.table.list(records.LEASE_PREFIX)
+            if await self.reserved.tend(reserved, held):
+                continue
             own = _own_records(held, request)
-            for record, subnets in own:
-                usable = network.grants(subnets) and record.key == records.lease_key(subnets)
-                if usable and not _overlapped(subnets, held, but=record.key):
-                    lease = _requested(request, subnets)
-                    written = await self.table.replace(record, records.encode_lease(lease), network.lease_ttl)
-                    if written is None:
-                        break
-                    return _granted(lease, written, network)
-                # The network document has changed since: this claim is of no use any more.
-                await self.table.delete(record)
-                break
-            else:
+            subnets = _reserved_for(network, request, reserved, held, own)
+            if subnets is None and own:
+                record, subnets = own[0]
+                in_order = network.grants(subnets) and record.key == records.lease_key(subnets)
+                overlapped = _overlapped(subnets, held, but=record.key)
+                if not in_order or overlapped or reserved.in_the_way(subnets, request) is not None:
+                    # The network document has changed since: this claim is of no use any more.
+                    await self.reserved.vacate(record, subnets)
+                    continue
+            if subnets is None:
                 taken = list(_subnets(held))
                 if wanted is None or not network.grants(wanted) or any(wanted.overlaps(other) for other in taken):
                     wanted = _choose(network, taken)
-                lease = _requested(request, wanted)
-                created = await self.table.create(
-                    records.lease_key(wanted), records.encode_lease(lease), network.lease_ttl
-                )
-                if created is not None and await self._stands(created, wanted):
-                    return _granted(lease, created, network)
-                wanted = None
+                subnets = wanted
+            lease = await self._claim(network, request, subnets, held, reserved)
+            if lease is None:
+                if records.lease_key(subnets) not in held:
+                    wanted = None  # it was as good as ours, and somebody else's: do not run after it
+                continue
+            for record, other in own:
+                # What else stands under this node's name is a remnant, such as of a claim whose answer was lost.
+                if other != subnets and records.decode_lease(record.key, record.value).node:
+                    await self.reserved.vacate(record, other)
+            return lease
+
+    async def _claim(
+        self, network: Network, request: LeaseRequest, subnets: Subnets, held: Mapping[str, Record], reserved: Reserved
+    ) -> Lease | None:
+        """Write the lease over what was found under its key; ``None`` if somebody else was quicker."""
+        lease = Lease(
+            subnets,
+            request.public_ipv4,
+            request.public_ipv6,
+            data=request.data,
+            node=request.node,
+            run=request.run,
+            reserved=reserved.of(subnets) is not None,
+        )
+        key, value = records.lease_key(subnets), records.encode_lease(lease)
+        if key in held:
+            written = await self.table.replace(held[key], value, network.lease_ttl)
+        else:
+            written = await self.table.create(key, value, network.lease_ttl)
+            if written is not None and not await self._stands(written, lease):
+                written = None
+        return None if written is None else _granted(lease, written, network)
 
     async def renew(self, network: Network, lease: Lease) -> Lease:
         key = records.lease_key(lease.subnets)
+        lease = attrs.evolve(lease, reserved=await self.reserved.is_reserved(lease.subnets))
         value = records.encode_lease(lease)
         found: Record | None = attrs.evolve(_EMPTY, key=key, version=lease.version)
         known = True
@@ -115,14 +156,14 @@ class TableStore(Store):
             else:
                 written = await self.table.create(key, value, network.lease_ttl)
             if written is not None:
-                if not known and not await self._stands(written, lease.subnets):
+                if not known and not await self._stands(written, lease):
                     raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
                 return _granted(lease, written, network)
             # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
             # which nobody has checked against the other records yet.
             known = False
             found = await self.table.get(key)
-            if found is not None:
+            if found is not None and not await self._kept_for(lease, found):
                 _check_still_own(found, lease)
 
     async def release(self, lease: Lease) -> None:
@@ -133,7 +174,20 @@ class TableStore(Store):
             _check_still_own(record, lease)
         except LeaseLost:
             return
-        await self.table.delete(record)
+        await self.reserved.vacate(record, lease.subnets)
+
+    async def remove(self, claim: Lease | Malformed) -> bool:
+        key = claim.key if isinstance(claim, Malformed) else records.lease_key(claim.subnets)
+        return await self.reserved.vacate(Record(key, b"", claim.version), records.parse_lease_key(key))
+
+    async def reserve(self, reservation: Reservation) -> None:
+        await self.reserved.reserve(reservation)
+
+    async def unreserve(self, subnets: Subnets) -> None:
+        await self.reserved.unreserve(subnets)
+
+    async def reservations(self) -> Reserved:
+        return await self.reserved.list()
 
     async def leases(self) -> Snapshot:
         listed = await self.table.list(records.LEASE_PREFIX)
@@ -150,27 +204,47 @@ class TableStore(Store):
 
     async def watch(self) -> AsyncGenerator[Snapshot, None]:
         previous: Snapshot | None = None
+        reserved: set[Subnets] = set()
         async with aclosing(self.table.watch(records.LEASE_PREFIX)) as listings:
             async for listing in listings:
-                snapshot = read_snapshot(listing)
+                leases, malformed = _read(listing)
+                for subnets in reserved - set(_subnets(listing)):
+                    await self.reserved.restore(subnets)
+                    reserved.discard(subnets)
+                # Once reserved, an expiry is looked into, even if flannel has written over the mark.
+                reserved |= {lease.subnets for lease in leases if lease.reserved}
+                snapshot = _snapshot(leases, malformed)
                 if snapshot != previous:
                     yield snapshot
                 previous = snapshot
         raise StoreUnavailable(f"the watch of {self} ended")
 
-    async def _stands(self, created: Record, subnets: Subnets) -> bool:
-        """Check a new record against all others, and take it back if another overlaps it.
+    async def _kept_for(self, lease: Lease, record: Record) -> bool:
+        """True if a vanished lease may be written over the record: it is a placeholder, and not for another node.
+
+        :raises LeaseLost: if it is one for another node.
+        """
+        found = records.readable_lease(record.key, record.value)
+        if found is None or not records.is_placeholder(found):
+            return False
+        reservation = (await self.reserved.list()).of(lease.subnets)
+        if reservation is not None and not reservation.is_for(lease):
+            raise LeaseLost(f"the lease on {lease.subnets} vanished, and is now reserved for {reservation.holder}")
+        return True
+
+    async def _stands(self, written: Record, lease: Lease) -> bool:
+        """Check a new record against all others, and take it back if another lease, or a placeholder, overlaps it.
 
         Equal subnets have equal keys, so the table itself lets only one of two creations through. Subnets of different
         lengths (after a change of the network document) do not: both creators look again after having
         written, so at least the later one sees the other and withdraws.
         """
         held = await self.table.list(records.LEASE_PREFIX)
-        if held.get(created.key, _EMPTY).version != created.version:
+        if held.get(written.key, _EMPTY).version != written.version:
             return False
-        if not _overlapped(subnets, held, but=created.key):
+        if not _overlapped(lease.subnets, held, but=written.key):
             return True
-        await self.table.delete(created)
+        await self.reserved.vacate(written, lease.subnets)
         return False
 
 
@@ -178,22 +252,24 @@ _EMPTY = Record(key="", value=b"", version="")
 
 
 def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
-    """Read all lease records; those that cannot be read are listed apart."""
+    """Read all lease records; those that cannot be read are listed apart, and placeholders of reservations left out."""
+    return _snapshot(*_read(listing))
+
+
+def _read(listing: Mapping[str, Record]) -> tuple[list[Lease], list[Malformed]]:
     leases, malformed = [], []
     for key, record in sorted(listing.items()):
         try:
             lease = records.decode_lease(key, record.value)
         except RecordError as error:
-            malformed.append(Malformed(key, str(error)))
+            malformed.append(Malformed(key, str(error), record.version))
         else:
             leases.append(attrs.evolve(lease, version=record.version, ttl=record.ttl))
-    return Snapshot(tuple(leases), tuple(malformed))
+    return leases, malformed
 
 
-def _requested(request: LeaseRequest, subnets: Subnets) -> Lease:
-    return Lease(
-        subnets, request.public_ipv4, request.public_ipv6, data=request.data, node=request.node, run=request.run
-    )
+def _snapshot(leases: Iterable[Lease], malformed: Iterable[Malformed]) -> Snapshot:
+    return Snapshot(tuple(lease for lease in leases if not records.is_placeholder(lease)), tuple(malformed))
 
 
 def _granted(lease: Lease, written: Record, network: Network) -> Lease:
@@ -201,19 +277,47 @@ def _granted(lease: Lease, written: Record, network: Network) -> Lease:
 
 
 def _own_records(held: Mapping[str, Record], request: LeaseRequest) -> list[tuple[Record, Subnets]]:
-    """The records that are this node's by its identity; failing that, those that flannel wrote for its address."""
+    """The records that are this node's by its identity; failing that, those that flannel wrote for its address.
+
+    flannel knows a node by its address only, and so are its leases taken over. But where another node has the same
+    address, behind a NAT or on hosts made alike, a lease without a name is this node's only if the node held it before.
+    """
     by_node, by_address = [], []
+    shared = False
     for key, record in sorted(held.items()):
-        try:
-            lease = records.decode_lease(key, record.value)
-        except RecordError:
-            continue  # the watch reports it; its subnet counts as taken all the same
-        if lease.node:
-            if lease.node == request.node:
-                by_node.append((record, lease.subnets))
+        lease = records.readable_lease(key, record.value)
+        if lease is None or records.is_placeholder(lease):
+            continue  # what cannot be read, the watch reports; its subnet counts as taken all the same
+        if lease.node and lease.node == request.node:
+            by_node.append((record, lease.subnets))
         elif _same_address(lease, request):
-            by_address.append((record, lease.subnets))
-    return by_node or by_address
+            if lease.node:
+                shared = True
+            else:
+                by_address.append((record, lease.subnets))
+    if shared:
+        by_address = [(record, subnets) for record, subnets in by_address if subnets == request.previous]
+    return by_node or sorted(by_address, key=lambda found: found[1] != request.previous)
+
+
+def _reserved_for(
+    network: Network,
+    request: LeaseRequest,
+    reserved: Reserved,
+    held: Mapping[str, Record],
+    own: Iterable[tuple[Record, Subnets]],
+) -> Subnets | None:
+    """Subnets that are reserved for this node and that it can have; those that it holds come first."""
+    own_keys = {record.key for record, _ in own}
+
+    def free(subnets: Subnets) -> bool:
+        key = records.lease_key(subnets)
+        lease = records.readable_lease(key, held[key].value) if key in held else None
+        vacant = key not in held or key in own_keys or (lease is not None and records.is_placeholder(lease))
+        return vacant and network.grants(subnets) and not _overlapped(subnets, held, but=key)
+
+    candidates = [subnets for subnets in reserved.kept_for(request) if free(subnets)]
+    return min(candidates, key=lambda subnets: records.lease_key(subnets) not in own_keys, default=None)
 
 
 def _same_address(lease: Lease, request: LeaseRequest) -> bool:
@@ -232,7 +336,7 @@ def _check_still_own(record: Record, lease: Lease) -> None:
     address = found.public_ipv4 or found.public_ipv6
     if found.node != lease.node:
         raise LeaseLost(f"the lease on {lease.subnets} was taken by node {found.node or '(unnamed)'} at {address}")
-    raise LeaseLost(
+    raise IdentityTaken(
         f"the lease on {lease.subnets} was taken by another process with the same node identity {lease.node!r} at "
         f"{address}; give each node an identity of its own with --node"
     )

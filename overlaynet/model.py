@@ -66,6 +66,8 @@ class Lease:
     """Identity of the node; empty in leases that flannel wrote."""
     run: str = ""
     """Identity of the process that wrote the lease; a restart of the same node has another."""
+    reserved: bool = False
+    """The subnets were found to be reserved (for whom, only the reservation says) when the record was written."""
     version: str = attrs.field(default="", eq=False)
     """The store's token for exactly this state of the record, for compare-and-swap."""
     ttl: float | None = attrs.field(default=None, eq=False)
@@ -86,11 +88,73 @@ class LeaseRequest:
 
 
 @attrs.frozen
-class Malformed:
-    """A record that cannot be read: where it lies, and why it cannot be read."""
+class Reservation:
+    """Subnets that one node is given, and it before any other, whether or not it holds them now.
 
-    key: str
-    reason: str
+    The node is named by its identity or by a public address. With none of them, as when its record cannot be
+    read, the subnets are kept from everybody.
+    """
+
+    subnets: Subnets
+    node: str = ""
+    public_ipv4: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+
+    def is_for(self, holder: Lease | LeaseRequest) -> bool:
+        """True if that node is the one that the subnets are reserved for."""
+        if self.node:
+            return holder.node == self.node
+        if self.public_ipv4 is not None:
+            return holder.public_ipv4 == self.public_ipv4
+        return self.public_ipv6 is not None and holder.public_ipv6 == self.public_ipv6
+
+    @property
+    def holder(self) -> str:
+        """Whom it is for, in words."""
+        if self.node:
+            return f"node {self.node}"
+        address = self.public_ipv4 if self.public_ipv4 is not None else self.public_ipv6
+        return "nobody" if address is None else f"the node at {address}"
+
+
+def printable(text: str, most: int = 300) -> str:
+    """The text on one line, at most so many characters of it: what comes out of a store is anyone's."""
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[:most]
+    )
+    return f"{shown[:most]}…" if len(text) > most or len(shown) > most else shown
+
+
+@attrs.frozen
+class Malformed:
+    """A record that cannot be used: where it lies, and why it cannot be used. Both are short and printable."""
+
+    key: str = attrs.field(converter=printable)
+    reason: str = attrs.field(converter=printable)
+    version: str = attrs.field(default="", eq=False)
+    """The store's token for exactly this state of the record, for compare-and-swap."""
+
+
+@attrs.frozen
+class Reserved:
+    """All reservations at one moment, in the order of their keys."""
+
+    reservations: tuple[Reservation, ...] = ()
+    malformed: tuple[Malformed, ...] = ()
+    """Those whose record cannot be read; if their key can be, they are among the reservations, for nobody."""
+
+    def of(self, subnets: Subnets) -> Reservation | None:
+        """The reservation of exactly these subnets."""
+        return next((found for found in self.reservations if found.subnets == subnets), None)
+
+    def kept_for(self, request: LeaseRequest) -> list[Subnets]:
+        """What is reserved for this node."""
+        return [found.subnets for found in self.reservations if found.is_for(request)]
+
+    def in_the_way(self, subnets: Subnets, holder: Lease | LeaseRequest) -> Reservation | None:
+        """A reservation for somebody else that overlaps these subnets."""
+        return next((r for r in self.reservations if r.subnets.overlaps(subnets) and not r.is_for(holder)), None)
 
 
 @attrs.frozen
@@ -114,6 +178,12 @@ class Underlay:
     public_ipv4: IPv4Address | None = None
     """Where the peers reach this node: the interface's address, unless the operator says otherwise (NAT)."""
     public_ipv6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> frozenset[IPAddress]:
+        """All addresses of this node: the interface's own, and those that the peers reach it by."""
+        every = (self.ipv4, self.ipv6, self.public_ipv4, self.public_ipv6)
+        return frozenset(address for address in every if address is not None)
 
 
 @attrs.frozen

@@ -6,6 +6,12 @@ A lease is one record. Its key names the subnets (``subnets/10.5.52.0-24``, with
     {"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-a","Run":"5f0c"}}
 
 Member names, their order and which are left out are flannel's; ``Overlaynet`` is ours, and flannel ignores it.
+
+A reservation is a record of its own, ``overlaynet/reservations/10.5.52.0-24``, where flannel does not look: it would take
+anything else below ``subnets`` for a change to an empty list of peers. While nobody holds the reserved subnets, a
+placeholder keeps the key of their lease taken, so that flannel does not give them away either::
+
+    {"PublicIP":"127.0.0.1","PublicIPv6":null,"Overlaynet":{"Reserved":true}}
 """
 
 from __future__ import annotations
@@ -17,19 +23,34 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from overlaynet.errors import RecordError
-from overlaynet.model import JSON, Lease, LeaseData, Subnets
+from overlaynet.model import JSON, Lease, LeaseData, Reservation, Subnets, printable
 
 NETWORK_KEY = "config"
 LEASE_PREFIX = "subnets/"
+RESERVATION_PREFIX = "overlaynet/reservations/"
 
+_DEEPEST = 32
+"""Levels of nesting in a value; far more than any backend needs, and far less than Python can bear."""
+_NOBODY = IPv4Address("127.0.0.1")
+"""The address of placeholders. A flannel node of the backend udp sends there what is meant for the subnet: to a port of
+its own host where nothing listens. (What it sends to 0.0.0.0 comes back to itself.)"""
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
 _NO_IPV4 = IPv4Network("0.0.0.0/0")
 
 
 def lease_key(subnets: Subnets) -> str:
     """The key of the lease on these subnets; an IPv6-only lease has the zero network in the place of IPv4."""
+    return LEASE_PREFIX + _subnets_key(subnets)
+
+
+def reservation_key(subnets: Subnets) -> str:
+    """The key of the reservation of these subnets."""
+    return RESERVATION_PREFIX + _subnets_key(subnets)
+
+
+def _subnets_key(subnets: Subnets) -> str:
     ipv4 = _NO_IPV4 if subnets.ipv4 is None else subnets.ipv4
-    key = f"{LEASE_PREFIX}{ipv4.network_address}-{ipv4.prefixlen}"
+    key = f"{ipv4.network_address}-{ipv4.prefixlen}"
     if subnets.ipv6 is not None:
         key += f"&{subnets.ipv6.network_address}-{subnets.ipv6.prefixlen}"
     return key
@@ -37,9 +58,18 @@ def lease_key(subnets: Subnets) -> str:
 
 def parse_lease_key(key: str) -> Subnets:
     """The subnets that a lease's key names. :raises RecordError: if it names none."""
-    match = _KEY.fullmatch(key.removeprefix(LEASE_PREFIX)) if key.startswith(LEASE_PREFIX) else None
+    return _parse_key(key, LEASE_PREFIX, "lease")
+
+
+def parse_reservation_key(key: str) -> Subnets:
+    """The subnets that a reservation's key names. :raises RecordError: if it names none."""
+    return _parse_key(key, RESERVATION_PREFIX, "reservation")
+
+
+def _parse_key(key: str, prefix: str, kind: str) -> Subnets:
+    match = _KEY.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
     if match is None:
-        raise RecordError(f"{key!r} is not the key of a lease, such as '{LEASE_PREFIX}10.244.1.0-24'")
+        raise RecordError(f"{key!r} is not the key of a {kind}, such as '{prefix}10.244.1.0-24'")
     address, length, address6, length6 = match.groups()
     try:
         ipv4 = IPv4Network(f"{address}/{length}")
@@ -64,22 +94,16 @@ def encode_lease(lease: Lease) -> bytes:
         content["BackendData"] = lease.data.ipv4
     if lease.data.ipv6 is not None:
         content["BackendV6Data"] = lease.data.ipv6
-    own = {"Node": lease.node, "Run": lease.run}
+    own: dict[str, JSON] = {"Node": lease.node, "Run": lease.run, "Reserved": lease.reserved}
     if any(own.values()):
         content["Overlaynet"] = {name: value for name, value in own.items() if value}
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode(content)
 
 
 def decode_lease(key: str, value: bytes) -> Lease:
     """Read a lease's record. Unknown members are ignored. :raises RecordError: if it cannot be read, saying why."""
     subnets = parse_lease_key(key)
-    try:
-        content = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"its value is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise RecordError("its value is not a JSON object")
-    members = {name.lower(): member for name, member in content.items()}
+    members = _decode(value)
     public_ipv4 = _address(members.get("publicip", "0.0.0.0"), IPv4Address, "PublicIP")
     public_ipv6 = _address(members.get("publicipv6"), IPv6Address, "PublicIPv6")
     own = members.get("overlaynet")
@@ -94,7 +118,94 @@ def decode_lease(key: str, value: bytes) -> Lease:
         ),
         node=_text(own.get("Node"), "Overlaynet.Node"),
         run=_text(own.get("Run"), "Overlaynet.Run"),
+        reserved=own.get("Reserved") is True,
     )
+
+
+def readable_lease(key: str, value: bytes) -> Lease | None:
+    """What :func:`decode_lease` returns; ``None`` if the record cannot be read."""
+    try:
+        return decode_lease(key, value)
+    except RecordError:
+        return None
+
+
+def placeholder(reservation: Reservation) -> bytes:
+    """The value that keeps the lease's key of reserved subnets taken while nobody holds them.
+
+    It bears the address that the subnets are reserved for, if they are for an address: by that, a flannel node takes
+    it for its own lease, and claims it.
+    """
+    address = _NOBODY if reservation.public_ipv4 is None else reservation.public_ipv4
+    return encode_lease(Lease(reservation.subnets, address, reservation.public_ipv6, reserved=True))
+
+
+def is_placeholder(lease: Lease) -> bool:
+    """True if nobody holds the lease: its record only keeps reserved subnets from being given away."""
+    return lease.reserved and not lease.node
+
+
+def encode_reservation(reservation: Reservation) -> bytes:
+    """The value of the reservation's record."""
+    content = {
+        "Node": reservation.node or None,
+        "PublicIP": None if reservation.public_ipv4 is None else str(reservation.public_ipv4),
+        "PublicIPv6": None if reservation.public_ipv6 is None else str(reservation.public_ipv6),
+    }
+    return _encode({name: value for name, value in content.items() if value is not None})
+
+
+def decode_reservation(key: str, value: bytes) -> Reservation:
+    """Read a reservation's record. :raises RecordError: if it cannot be read, saying why."""
+    subnets = parse_reservation_key(key)
+    members = _decode(value)
+    ipv4 = members.get("publicip")
+    reservation = Reservation(
+        subnets,
+        _text(members.get("node"), "Node"),
+        None if ipv4 is None else _address(ipv4, IPv4Address, "PublicIP"),
+        _address(members.get("publicipv6"), IPv6Address, "PublicIPv6"),
+    )
+    if not reservation.node and reservation.public_ipv4 is None and reservation.public_ipv6 is None:
+        raise RecordError("it names no node: neither Node nor PublicIP nor PublicIPv6")
+    return reservation
+
+
+def _encode(content: Mapping[str, JSON]) -> bytes:
+    # What is not JSON (a number that is none) would make every flannel node forget all its peers.
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _decode(value: bytes) -> dict[str, Any]:
+    """The members of a record's value, by their names in lower case."""
+    try:
+        content = json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"its value is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise RecordError("its value is not a JSON object")
+    if _deeper_than(content, _DEEPEST):
+        raise RecordError(f"its value is nested more than {_DEEPEST} levels deep")
+    return {name.lower(): member for name, member in content.items()}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")  # and equals not even itself
+
+
+def _deeper_than(content: Any, levels: int) -> bool:
+    """True if containers are nested deeper: comparing or printing them would end in a RecursionError."""
+    layer = [content]
+    for _ in range(levels):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not layer:
+            return False
+    return True
 
 
 def _address(value: Any, family: Any, name: str) -> Any:
@@ -105,7 +216,8 @@ def _address(value: Any, family: Any, name: str) -> Any:
             raise ValueError
         return family(value)
     except ValueError:
-        raise RecordError(f"{name} is {value!r}, not an IPv{family(0).version} address") from None
+        shown = printable(repr(value), 80)
+        raise RecordError(f"{name} is {shown}, not an IPv{family(0).version} address") from None
 
 
 def _text(value: Any, name: str) -> str:

@@ -229,10 +229,18 @@ class Settings:
     )
     subnet_lease_renew_margin: int = setting(
         60,
-        "minutes before its end at which the lease is renewed",
+        "minutes before its end at which the lease is renewed; at most two thirds of its lifetime",
         group="node",
         metavar="MINUTES",
         check=options.between(1, 1439),
+    )
+    on_lease_lost: str = setting(
+        "exit",
+        "what to do when another node has taken this node's lease: exit with status 1, or reacquire: lease another subnet "
+        "and go on with that",
+        group="node",
+        metavar="exit|reacquire",
+        check=options.one_of("exit", "reacquire"),
     )
     release_on_stop: bool = setting(
         False, "give the lease back on a clean stop; by default the node finds it again", group="node"

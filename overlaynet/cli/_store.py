@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
+import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from overlaynet import config, logs, options
 from overlaynet.config import Resolved
 from overlaynet.drivers import Store
+from overlaynet.errors import ConfigError
+from overlaynet.model import IPNetwork, Subnets
 from overlaynet.plugins import Plugins
 from overlaynet.settings import Settings
 
@@ -66,3 +70,41 @@ def with_store(arguments: argparse.Namespace, use: Callable[[Store], Awaitable[T
             await store.aclose()
 
     return asyncio.run(run())
+
+
+async def read_document(store: Store) -> str:
+    """The network document. :raises ConfigError: if the store has none."""
+    document = await store.read_network()
+    if document is None:
+        raise ConfigError(
+            f"{store} holds no network document; write one with `overlaynet network set --network 10.244.0.0/16`"
+        )
+    return document
+
+
+def read_subnet(text: str) -> IPNetwork:
+    """A subnet, from the command line. :raises ConfigError: if the text is none."""
+    try:
+        if "/" not in text:
+            raise ValueError("the length of its prefix is missing")
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a subnet such as 10.244.7.0/24: {error}") from error
+
+
+def covers(subnets: Subnets, given: Iterable[IPNetwork]) -> bool:
+    """True if each subnet that the operator named is one of these; of a pair, one is enough to name it."""
+    return all(subnet in tuple(subnets) for subnet in given)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "-"
+    if math.isinf(seconds):
+        return "never"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute:02} min"
+    return f"{minute} min {second:02} s" if minute else f"{second} s"

@@ -9,10 +9,10 @@ import sys
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from overlaynet.cli._store import add_store_flags, with_store
+from overlaynet.cli._store import add_store_flags, duration, with_store
 from overlaynet.cli.commands import Command
 from overlaynet.drivers import Store
-from overlaynet.model import JSON, Lease, Snapshot
+from overlaynet.model import JSON, Lease, Reservation, Reserved, Snapshot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,22 +32,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def show(store: Store) -> None:
         if not arguments.watch:
-            _print(await store.leases(), as_json=arguments.json)
+            await _show(store, as_json=arguments.json)
             return
         async with aclosing(store.watch()) as snapshots:
             async for _ in snapshots:
                 # The watch says that something changed; asked for, the store also knows how long each lease has left.
-                _print(await store.leases(), as_json=arguments.json)
+                await _show(store, as_json=arguments.json)
 
     with_store(arguments, show)
     return 0
 
 
-def _print(snapshot: Snapshot, *, as_json: bool) -> None:
+async def _show(store: Store, *, as_json: bool) -> None:
+    snapshot, reserved = await store.leases(), await store.reservations()
+    malformed = [*snapshot.malformed, *reserved.malformed]
     if as_json:
         content = {
             "leases": [_as_json(lease) for lease in snapshot.leases],
-            "malformed": [{"key": problem.key, "reason": problem.reason} for problem in snapshot.malformed],
+            "reservations": [_reservation_as_json(reservation, snapshot) for reservation in reserved.reservations],
+            "malformed": [{"key": problem.key, "reason": problem.reason} for problem in malformed],
         }
         print(json.dumps(content), flush=True)
         return
@@ -57,7 +60,9 @@ def _print(snapshot: Snapshot, *, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 200)  # for a pipe, nothing is cut
     console.print(_table(snapshot) if snapshot.leases else "no leases")
-    for problem in snapshot.malformed:
+    if reserved.reservations:
+        console.print(_reservations_table(reserved, snapshot))
+    for problem in malformed:
         print(f"cannot be read: {problem.key}: {problem.reason}", file=sys.stderr)
 
 
@@ -73,9 +78,37 @@ def _table(snapshot: Snapshot) -> Table:
             "\n".join(addresses) or "-",
             lease.node or "-",
             lease.data.backend_type or "-",
-            _duration(lease.ttl),
+            duration(lease.ttl),
         )
     return table
+
+
+def _reservations_table(reserved: Reserved, snapshot: Snapshot) -> Table:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("RESERVED", "FOR", "HELD", box=SIMPLE_HEAD, pad_edge=False)
+    for reservation in reserved.reservations:
+        table.add_row(
+            "\n".join(map(str, reservation.subnets)),
+            reservation.holder,
+            "yes" if _held(reservation, snapshot) else "no",
+        )
+    return table
+
+
+def _held(reservation: Reservation, snapshot: Snapshot) -> bool:
+    return any(lease.subnets == reservation.subnets for lease in snapshot.leases)
+
+
+def _reservation_as_json(reservation: Reservation, snapshot: Snapshot) -> dict[str, JSON]:
+    return {
+        "subnets": [str(subnet) for subnet in reservation.subnets],
+        "node": reservation.node or None,
+        "public_ipv4": None if reservation.public_ipv4 is None else str(reservation.public_ipv4),
+        "public_ipv6": None if reservation.public_ipv6 is None else str(reservation.public_ipv6),
+        "held": _held(reservation, snapshot),
+    }
 
 
 def _as_json(lease: Lease) -> dict[str, JSON]:
@@ -87,18 +120,6 @@ def _as_json(lease: Lease) -> dict[str, JSON]:
         "backend": lease.data.backend_type or None,
         "expires_in_seconds": None if lease.ttl is None or math.isinf(lease.ttl) else round(lease.ttl),
     }
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if math.isinf(seconds):
-        return "never"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minute:02} min"
-    return f"{minute} min {second:02} s" if minute else f"{second} s"
 
 
 COMMAND = Command("leases", "list who holds which subnet", configure, run)

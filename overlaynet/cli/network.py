@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from overlaynet import config, network, options
-from overlaynet.cli._store import add_store_flags, with_store
+from overlaynet.cli._store import add_store_flags, read_document, with_store
 from overlaynet.cli.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError
@@ -69,15 +69,7 @@ def _set(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    async def read(store: Store) -> str:
-        document = await store.read_network()
-        if document is None:
-            raise ConfigError(
-                f"{store} holds no network document; write one with `overlaynet network set --network 10.244.0.0/16`"
-            )
-        return document
-
-    document = with_store(arguments, read)
+    document = with_store(arguments, read_document)
     print(document)
     network.parse(document)
     return 0

@@ -1,15 +1,27 @@
 """The command line, on the file store, as subprocesses and in process."""
 
+import asyncio
 import json
+import math
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 from overlaynet import __version__
 from overlaynet.cli import BUILT_IN, main
+from overlaynet.leases import TableStore
+from overlaynet.model import Lease, Snapshot, Subnets
+from overlaynet.records import encode_lease, lease_key
+from overlaynet.stores._file_directory import Directory
+from overlaynet.stores.file import FileTable
 
 
 def overlaynet(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -164,7 +176,7 @@ def test_leases_watch_prints_again_after_each_change_until_interrupted(tmp_path:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
         try:
             assert watcher.stdout is not None
-            assert json.loads(watcher.stdout.readline()) == {"leases": [], "malformed": []}
+            assert json.loads(watcher.stdout.readline()) == {"leases": [], "reservations": [], "malformed": []}
             (tmp_path / "store" / "subnets").mkdir(exist_ok=True)
             (tmp_path / "store" / "subnets" / "10.244.9.0-24").write_text("garbage")
             assert json.loads(watcher.stdout.readline())["malformed"][0]["key"] == "subnets/10.244.9.0-24"
@@ -225,3 +237,221 @@ def test_bad_flags_of_run_are_one_sentence(tmp_path: Path, arguments: list[str],
     assert result.stderr.splitlines()[-1].startswith(f"overlaynet: {message}")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "store" / "config").exists()
+
+
+# Reservations and releases
+
+
+def stored_lease(directory: Path, subnet: str, ttl: float, **lease: Any) -> Lease:
+    """Write a lease into the file store."""
+    covered = Subnets(IPv4Network(subnet))
+    written = attrs.evolve(Lease(covered, IPv4Address("192.0.2.1"), node="b", run="1"), **lease)
+    change_store(directory, lambda table: table.create(lease_key(covered), encode_lease(written), ttl))
+    return written
+
+
+def change_store(directory: Path, change: Callable[[FileTable], Awaitable[object]]) -> None:
+    asyncio.run(_change(FileTable(Directory(str(directory / "store"))), change))
+
+
+async def _change(table: FileTable, change: Callable[[FileTable], Awaitable[object]]) -> None:
+    assert await change(table)
+    await table.aclose()
+
+
+def listed(directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["leases", "--json", *store(directory)]) == 0
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return content
+
+
+@pytest.fixture
+def with_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["network", "set", "--network", "10.244.0.0/16", "--lease-ttl", "86400", *store(tmp_path)]) == 0
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_reserve_list_and_unreserve(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reserve", "10.244.7.0/24", "--node", "host-b", *store(with_network)]) == 0
+    assert capsys.readouterr().out == "10.244.7.0/24 is reserved for node host-b\n"
+    assert main(["reserve", "10.244.8.0/24", "--public-ip", "192.0.2.9", *store(with_network)]) == 0
+    assert capsys.readouterr().out == "10.244.8.0/24 is reserved for the node at 192.0.2.9\n"
+    stored_lease(with_network, "10.244.9.0/24", 600)
+    content = listed(with_network, capsys)
+    nobody: dict[str, Any] = {"node": None, "public_ipv4": None, "public_ipv6": None, "held": False}
+    assert content["reservations"] == [
+        nobody | {"subnets": ["10.244.7.0/24"], "node": "host-b"},
+        nobody | {"subnets": ["10.244.8.0/24"], "public_ipv4": "192.0.2.9"},
+    ]
+    assert [lease["subnets"] for lease in content["leases"]] == [["10.244.9.0/24"]]
+    assert main(["leases", *store(with_network)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"10\.244\.7\.0/24 +node host-b +no", shown)
+    assert re.search(r"10\.244\.8\.0/24 +the node at 192\.0\.2\.9 +no", shown)
+    assert main(["unreserve", "10.244.7.0/24", *store(with_network)]) == 0
+    assert capsys.readouterr().out == "10.244.7.0/24 is not reserved any more\n"
+    assert [found["subnets"] for found in listed(with_network, capsys)["reservations"]] == [["10.244.8.0/24"]]
+    assert main(["unreserve", "10.244.7.0/24", *store(with_network)]) == 1
+    assert capsys.readouterr().err == "overlaynet: 10.244.7.0/24 is not reserved; `overlaynet leases` lists what is\n"
+
+
+def test_reserve_for_the_node_that_holds_it(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 600)
+    assert main(["reserve", "10.244.7.0/24", "--node", "b", *store(with_network)]) == 0
+    assert listed(with_network, capsys)["reservations"][0]["held"]
+
+
+def test_reserve_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks = ["--network", "10.244.0.0/16", "--ipv6-network", "fd00:10:244::/48"]
+    assert main(["network", "set", *networks, *store(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["reserve", "10.244.7.0/24", "--node", "b", *store(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "overlaynet: the network 10.244.0.0/16 and fd00:10:244::/48 has both families; name a subnet of its IPv6 network, "
+        "too\n"
+    )
+    pair = ["10.244.7.0/24", "fd00:10:244:7::/64"]
+    assert main(["reserve", *pair, "--public-ip", "2001:db8::9", *store(tmp_path)]) == 0
+    (reservation,) = listed(tmp_path, capsys)["reservations"]
+    assert (reservation["subnets"], reservation["public_ipv6"]) == (pair, "2001:db8::9")
+    assert main(["unreserve", pair[1], *store(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["banana", "--node", "b"],
+            "'banana' is not a subnet such as 10.244.7.0/24: the length of its prefix is missing",
+        ),
+        (
+            ["10.244.7.1/24", "--node", "b"],
+            "'10.244.7.1/24' is not a subnet such as 10.244.7.0/24: 10.244.7.1/24 has host",
+        ),
+        (
+            ["10.245.7.0/24", "--node", "b"],
+            "10.245.7.0/24 is not one that the network document grants; those are the /24 subnets from 10.244.1.0/24 to "
+            "10.244.255.0/24",
+        ),
+        (["10.244.7.0/25", "--node", "b"], "10.244.7.0/25 is not one that the network document grants"),
+        (["fd00::/64", "--node", "b"], "the network document has no IPv6 network, so fd00::/64 cannot be reserved"),
+        (["10.244.7.0/24", "10.244.8.0/24", "--node", "b"], "name one subnet, or one of IPv4 and one of IPv6"),
+        (["10.244.7.0/24", "--public-ip", "host-b"], "--public-ip is 'host-b', which is not an address"),
+        (["10.244.7.0/24", "--node", ""], "--node must be a printable name"),
+        (["10.244.9.0/24", "--node", "host-c"], "10.244.9.0/24 is held by node b at 192.0.2.1, not by node host-c"),
+    ],
+)
+def test_what_cannot_be_reserved(
+    arguments: list[str], message: str, with_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_lease(with_network, "10.244.9.0/24", 600)
+    assert main(["reserve", *arguments, *store(with_network)]) == 1
+    assert capsys.readouterr().err.startswith(f"overlaynet: {message}")
+    assert listed(with_network, capsys)["reservations"] == []
+
+
+def test_reserve_needs_the_network_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reserve", "10.244.7.0/24", "--node", "b", *store(tmp_path)]) == 1
+    assert "holds no network document; write one with" in capsys.readouterr().err
+
+
+def test_a_lease_that_is_overdue_is_released(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 3500)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 0
+    assert capsys.readouterr().out == "released: the lease on 10.244.7.0/24 of node b at 192.0.2.1\n"
+    assert listed(with_network, capsys)["leases"] == []
+
+
+def test_a_lease_that_may_be_a_live_nodes_is_released_by_force_only(
+    with_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 86_400 - 3600 - 1800)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert re.fullmatch(
+        r"overlaynet: the lease on 10\.244\.7\.0/24 of node b at 192\.0\.2\.1 was renewed 1 h (29|30|31) min ago, and is to be "
+        r"renewed again only in 21 h (29|30) min: its node may be alive; stop it, or make sure that it is gone, and use "
+        r"--force\n",
+        capsys.readouterr().err,
+    )
+    assert len(listed(with_network, capsys)["leases"]) == 1
+    assert main(["release", "10.244.7.0/24", "--force", *store(with_network)]) == 0
+    assert listed(with_network, capsys)["leases"] == []
+
+
+def test_flannels_leases_are_judged_by_flannels_lifetime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["network", "set", "--network", "10.244.0.0/16", "--lease-ttl", "60", *store(tmp_path)]) == 0
+    stored_lease(tmp_path, "10.244.7.0/24", 3700, node="", run="")
+    capsys.readouterr()
+    assert main(["release", "10.244.7.0/24", *store(tmp_path)]) == 1
+    assert "of a node at 192.0.2.1 was renewed 22 h 58 min ago" in capsys.readouterr().err
+    stored_lease(tmp_path, "10.244.8.0/24", 39)
+    assert main(["release", "10.244.8.0/24", *store(tmp_path)]) == 0
+    stored_lease(tmp_path, "10.244.9.0/24", 50)
+    assert main(["release", "10.244.9.0/24", *store(tmp_path)]) == 1
+
+
+def test_a_lease_without_an_end_is_released_by_force_only(
+    with_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_lease(with_network, "10.244.7.0/24", math.inf)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert "never expires, so nobody can tell whether its node is alive" in capsys.readouterr().err
+    assert main(["release", "10.244.7.0/24", "--force", *store(with_network)]) == 0
+
+
+def test_release_by_node_releases_all_or_nothing(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 10)
+    stored_lease(with_network, "10.244.8.0/24", 80_000)
+    stored_lease(with_network, "10.244.9.0/24", 10, node="c")
+    assert main(["release", "--node", "b", *store(with_network)]) == 1
+    assert len(listed(with_network, capsys)["leases"]) == 3
+    assert main(["release", "--node", "b", "--force", *store(with_network)]) == 0
+    assert [lease["node"] for lease in listed(with_network, capsys)["leases"]] == ["c"]
+    assert main(["release", "--node", "b", *store(with_network)]) == 1
+    assert "is of a node 'b'; `overlaynet leases` lists them" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_read_is_removed_by_force_only(
+    with_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_store(with_network, lambda table: table.create("subnets/10.244.7.0-24", b"{"))
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert "the record subnets/10.244.7.0-24, which cannot be read (its value is not JSON" in capsys.readouterr().err
+    assert main(["release", "10.244.7.0/24", "--force", *store(with_network)]) == 0
+    assert listed(with_network, capsys)["malformed"] == []
+
+
+def test_a_lease_that_is_not_there_cannot_be_released(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert "has no lease on 10.244.7.0/24; `overlaynet leases` lists them" in capsys.readouterr().err
+
+
+def test_a_lease_that_is_renewed_meanwhile_is_not_released(
+    with_network: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 10)
+    real = TableStore.leases
+
+    async def leases(self: TableStore) -> Snapshot:
+        snapshot = await real(self)
+        record = await self.table.get("subnets/10.244.7.0-24")
+        assert record is not None
+        assert await self.table.replace(record, record.value, 86_400)
+        return snapshot
+
+    monkeypatch.setattr(TableStore, "leases", leases)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert "was written at this very moment, so its node is alive" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert len(listed(with_network, capsys)["leases"]) == 1
+
+
+def test_a_released_lease_stays_reserved(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 10)
+    assert main(["reserve", "10.244.7.0/24", "--node", "b", *store(with_network)]) == 0
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 0
+    content = listed(with_network, capsys)
+    assert content["leases"] == []
+    assert len(content["reservations"]) == 1

@@ -78,6 +78,7 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "iface_can_reach": "192.0.2.1",
         "public_ip": "192.0.2.1",
         "public_ipv6": "2001:db8::1",
+        "on_lease_lost": "reacquire",
         "udp_engine": "python",
         "udp_offload": "off",
         "privileges": "keep",

@@ -1,6 +1,8 @@
 """The life of a node, whole daemons on the memory store, with fake devices and a virtual clock."""
 
 import asyncio
+import contextlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from overlaynet.drivers import Driver
 from overlaynet.errors import (
     BackendError,
     ConfigError,
+    IdentityTaken,
     LeaseLost,
     PluginError,
     RouterError,
@@ -24,7 +27,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import Lease, LeaseData, Peer, Route, Subnets, Underlay
+from overlaynet.model import Lease, LeaseData, Peer, Reservation, Route, Subnets, Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
@@ -805,6 +808,7 @@ async def test_a_node_cut_off_beyond_its_lease_yields_to_the_one_that_holds_it_n
 async def test_records_that_cannot_be_peers_are_reported_once_and_skipped(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
+    await lab.write_document('{"Network": "10.244.0.0/16", "SubnetMax": "10.244.70.0", "Backend": {"Type": "udp"}}')
     a, b = lab.start("a"), lab.start("b", "172.16.130.164")
     await a.ready()
     await b.ready()
@@ -890,3 +894,201 @@ async def test_a_subnet_held_before_is_preferred(lab: Lab) -> None:
     node = lab.start()
     await node.ready()
     assert node.lease.subnets == Subnets(IPv4Network("10.244.1.0/24"))
+
+
+# A lease that another node has taken
+
+
+async def take(lab: Lab, node: Node, thief: str = "thief") -> Lease:
+    """Write over a node's lease, as no node of ours would."""
+    record = await lab.table.get(lease_key(node.lease.subnets))
+    assert record is not None
+    stolen = attrs.evolve(node.lease, node=thief, run="9", public_ipv4=IPv4Address("172.16.130.9"))
+    assert await lab.table.replace(record, encode_lease(stolen), DAY) is not None
+    return stolen
+
+
+async def test_a_lease_taken_by_another_node_is_followed_by_a_new_one_if_so_configured(lab: Lab) -> None:
+    a, b = lab.start("a", on_lease_lost="reacquire"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    before, first = a.lease, a.backend
+    stolen = await take(lab, a)
+    await until(lambda: a.observer.events.count("ready") == 2, seconds=5)
+    assert first.closed
+    assert a.lease.subnets != before.subnets
+    assert not a.lease.subnets.overlaps(stolen.subnets)
+    assert a.routes == FULL_ROUTES
+    assert a.lease.subnets.ipv4 is not None
+    assert f"FLANNEL_SUBNET={a.lease.subnets.ipv4.network_address + 1}/24\n" in a.subnet_file.read_text()
+    await until(lambda: len(a.backend.peers) == 2 and len(b.backend.peers) == 2)
+    assert {peer.node for peer in a.backend.peers} == {"thief", "b"}
+    assert {peer.subnets: peer.node for peer in b.backend.peers} == {a.lease.subnets: "a", stolen.subnets: "thief"}
+    lost = f"lost: the lease on {before.subnets} was taken by node thief at 172.16.130.9"
+    told = a.observer.events[a.observer.events.index(lost) :]
+    assert told[:5] == [
+        f"lost: the lease on {before.subnets} was taken by node thief at 172.16.130.9",
+        f"degraded lease: the lease on {before.subnets} was taken by node thief at 172.16.130.9",
+        f"removed {b.lease.subnets} via 172.16.130.164",
+        "recovered",
+        f"acquired {a.lease.subnets}",
+    ]
+    assert a.daemon.status()["problems"] == {}
+    await a.stop()
+    assert not a.task.exception()
+
+
+async def test_while_no_other_lease_is_to_be_had_the_node_is_not_ready_and_carries_nothing(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    a = lab.start("a", store=UnreliableStore(table), on_lease_lost="reacquire")
+    await a.ready()
+    backend, lease = a.backend, a.lease
+    table.fail(StoreUnavailable("etcd does not answer"))
+    await asyncio.sleep(DAY + 1)
+    heir = attrs.evolve(lease, node="heir", public_ipv4=IPv4Address("172.16.130.9"))
+    assert await lab.table.create(lease_key(heir.subnets), encode_lease(heir), 7 * DAY) is not None
+    real = table.list
+
+    async def listing(prefix: str) -> Mapping[str, Record]:
+        raise StoreUnavailable("etcd lists nothing")
+
+    table.list = listing  # type: ignore[method-assign]
+    table.fail(None)
+    await until(lambda: backend.closed)
+    await asyncio.sleep(60)
+    assert set(a.drivers.routers[-1].applied) == {Route(OVERLAY, kind="unreachable")}, "nothing leaks meanwhile"
+    status = a.daemon.status()
+    assert status["ready"] is False
+    assert status["problems"] == {
+        "lease": f"the lease on {heir.subnets} was taken by node heir at 172.16.130.9",
+        "store": "etcd lists nothing",
+    }
+    table.list = real  # type: ignore[method-assign]
+    await until(lambda: a.observer.events.count("ready") == 2)
+    assert a.lease.subnets != heir.subnets
+    assert a.daemon.status()["problems"] == {}
+
+
+async def test_a_node_from_whom_every_lease_is_taken_neither_spins_nor_shares(lab: Lab) -> None:
+    node = lab.start("a", on_lease_lost="reacquire")
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number in range(8):
+        await until(lambda: node.observer.events.count("ready") == number + 1)  # noqa: B023 - awaited at once
+        await take(lab, node, f"thief-{number}")
+    await until(lambda: node.observer.events.count("ready") == 9)
+    assert loop.time() - begun > 5, "each time it waits longer"
+    leases = (await MemoryStore(table=lab.table).leases()).leases
+    assert len({lease.subnets for lease in leases}) == len(leases) == 9
+
+
+async def test_a_second_process_with_the_same_identity_ends_the_first_whatever_is_configured(lab: Lab) -> None:
+    first = lab.start("a", "172.16.130.140", on_lease_lost="reacquire")
+    await first.ready()
+    second = lab.start("a", "172.16.130.141", on_lease_lost="reacquire")
+    await second.ready()
+    with pytest.raises(IdentityTaken, match="give each node an identity of its own with --node"):
+        await first.task
+    await asyncio.sleep(DAY)
+    assert not second.task.done()
+
+
+async def test_a_node_can_be_stopped_while_it_looks_for_another_lease(lab: Lab) -> None:
+    for steps in range(0, 60, 3):
+        node = lab.start("a", on_lease_lost="reacquire", release_on_stop=True)
+        await node.ready()
+        await take(lab, node, f"thief-{steps}")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        node.daemon.stop()
+        with contextlib.suppress(LeaseLost):  # it was lost at the very moment of the stop
+            async with asyncio.timeout(10):
+                await node.task
+        assert all(backend.closed for backend in node.drivers.backends)
+    names = [lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases]
+    assert all(name.startswith("thief") for name in names), "what it holds when it stops is given back"
+
+
+async def test_a_backend_that_fails_ends_the_daemon_whatever_becomes_of_leases(lab: Lab) -> None:
+    node = lab.start(on_lease_lost="reacquire")
+    await node.ready()
+    node.backend.fail("the device overlay0 was deleted")
+    with pytest.raises(BackendError, match="the device overlay0 was deleted"):
+        await node.task
+
+
+# Reservations
+
+
+async def test_a_reserved_subnet_given_back_on_a_stop_stays_reserved(lab: Lab) -> None:
+    store = MemoryStore(table=lab.table)
+    reservation = Reservation(Subnets(IPv4Network("10.244.7.0/24")), node="a")
+    await store.reserve(reservation)
+    a, b = lab.start(release_on_stop=True), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    assert a.lease.subnets == reservation.subnets
+    await until(lambda: len(b.backend.peers) == 1)
+    await a.stop()
+    await until(lambda: b.backend.peers == ())
+    assert b.daemon.status()["skipped_records"] == [], "what keeps the subnet free is no trouble"
+    assert (await store.reservations()).reservations == (reservation,)
+
+
+async def test_a_live_node_takes_back_a_lease_that_an_operator_released(lab: Lab) -> None:
+    store = MemoryStore(table=lab.table)
+    node = lab.start()
+    await node.ready()
+    assert await store.remove((await store.leases()).leases[0])
+    await until(lambda: "renewed" in node.observer.events, seconds=5)
+    assert (await store.leases()).leases[0].subnets == node.lease.subnets
+
+
+# Absurd records
+
+
+async def test_absurd_records_are_told_in_the_status_as_long_as_they_are_there(lab: Lab) -> None:
+    node = lab.start()
+    await node.ready()
+    key, value = "subnets/10.99.1.0-24", b'{"PublicIP":"172.16.130.7","PublicIPv6":null}'
+    record = await lab.table.create(key, value)
+    assert record is not None
+    await until(lambda: node.daemon.status()["skipped_records"] != [], seconds=5)
+    assert node.daemon.status()["skipped_records"] == [
+        f"{key}: it claims 10.99.1.0/24, outside the network 10.244.0.0/16"
+    ]
+    assert await lab.table.delete(record)
+    await until(lambda: node.daemon.status()["skipped_records"] == [], seconds=5)
+
+
+async def test_a_peer_that_claims_an_address_of_this_node_is_none_behind_a_nat_either(lab: Lab) -> None:
+    await lab.write_document('{"Network": "10.244.0.0/16", "SubnetMin": "10.244.10.0", "Backend": {"Type": "udp"}}')
+    node = lab.start()
+    await node.ready()
+    for number, address in enumerate(["192.168.7.7", "172.16.130.140", "172.16.130.141"]):
+        value = f'{{"PublicIP":"{address}","PublicIPv6":null}}'.encode()
+        await lab.table.create(f"subnets/10.244.{number}.0-26", value)
+    await until(lambda: len(node.backend.peers) == 2, seconds=5)
+    await asyncio.sleep(1)
+    node.host.change(ipv4=IPv4Address("192.168.7.7"))
+    await until(lambda: len(node.backend.peers) == 1, seconds=5)
+    assert node.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.141")
+    status = node.daemon.status()["skipped_records"]
+    assert isinstance(status, list)
+    assert sorted(status) == [
+        "subnets/10.244.0.0-26: its public address 192.168.7.7 is this node's own",
+        "subnets/10.244.1.0-26: its public address 172.16.130.140 is this node's own",
+    ]
+
+
+async def test_the_status_stays_short_whatever_the_store_holds(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(300):
+        await lab.table.create(f"subnets/{'k' * 5000}{number}", b"\x1b[31m" * 1000)
+    node = lab.start()
+    await node.ready()
+    assert len(json.dumps(node.daemon.status())) < 100_000
+    skipped: list[Any] = [record for record in caplog.records if record.message == "lease record skipped"]
+    assert len(skipped) == 300
+    assert all(len(record.fields["key"]) < 310 and record.fields["reason"].isprintable() for record in skipped)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlaynet.drivers import NoOptions
-from overlaynet.errors import LeaseLost, StoreError, StoreUnavailable, SubnetsExhausted
+from overlaynet.errors import LeaseLost, ReservationError, StoreError, StoreUnavailable, SubnetsExhausted
 from overlaynet.leases import TableStore, _choose, _free_runs, read_snapshot
-from overlaynet.model import Lease, LeaseData, LeaseRequest, Malformed, Snapshot, Subnets
+from overlaynet.model import Lease, LeaseData, LeaseRequest, Malformed, Reservation, Snapshot, Subnets
 from overlaynet.network import Network, parse
 from overlaynet.records import decode_lease, encode_lease, lease_key
 from overlaynet.stores.memory import MemoryStore, MemoryTable
@@ -614,6 +614,112 @@ async def test_what_another_holds_is_not_released(store: TableOf, table: Interru
     await put(table, "subnets/10.244.7.0-24", b"damaged")
     await store.release(second)
     assert set(await table.list("subnets/")) == {"subnets/10.244.7.0-24"}
+
+
+# Reservations at the moments that matter (what else they promise, tests/conformance asks of all stores)
+
+
+RESERVATION = Reservation(subnets("10.244.7.0/24"), node="b")
+
+
+async def test_a_claim_that_comes_before_a_reservation_is_written_wins(store: TableOf, table: Interrupted) -> None:
+    other = TableOf(MemoryTable.another(table))
+    table.before["create"] = lambda: other.acquire(network(), request("a", previous="10.244.7.0/24"))
+    with pytest.raises(ReservationError, match="is held by node a at"):
+        await store.reserve(RESERVATION)
+    assert (await store.reservations()).reservations == ()
+    assert [lease.node for lease in (await store.leases()).leases] == ["a"]
+
+
+async def test_a_claim_that_comes_after_a_reservation_is_written_loses_or_undoes_it(
+    store: TableOf, table: Interrupted
+) -> None:
+    other = TableOf(MemoryTable.another(table))
+    table.after["create"] = lambda: other.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await store.reserve(RESERVATION)
+    (lease,) = (await store.leases()).leases
+    assert lease.subnets != RESERVATION.subnets
+
+
+async def test_a_reservation_that_is_made_just_before_a_claim_is_written_wins(
+    store: TableOf, table: Interrupted
+) -> None:
+    other = TableOf(MemoryTable.another(table))
+    table.before["create"] = lambda: other.reserve(RESERVATION)
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    assert lease.subnets != RESERVATION.subnets
+    assert (await store.reservations()).reservations == (RESERVATION,)
+
+
+async def test_a_reservation_of_overlapping_subnets_wins_if_it_is_made_just_before(
+    store: TableOf, table: Interrupted
+) -> None:
+    wide = network(SubnetLen=20, SubnetMin="10.244.0.0")
+    other = TableOf(MemoryTable.another(table))
+    table.before["create"] = lambda: other.reserve(RESERVATION)
+    lease = await store.acquire(wide, request("a", previous="10.244.0.0/20"))
+    assert not lease.subnets.overlaps(RESERVATION.subnets)
+
+
+async def test_a_placeholder_is_not_left_where_the_reservation_has_just_gone(
+    store: TableOf, table: Interrupted
+) -> None:
+    await store.reserve(RESERVATION)
+    (record,) = (await MemoryTable.list(table, "subnets/")).values()
+    assert await table.delete(record)
+    other = TableOf(MemoryTable.another(table))
+    table.before["create"] = lambda: other.unreserve(RESERVATION.subnets)
+    await store.reserved.restore(RESERVATION.subnets)
+    assert await table.list("") == {}
+
+
+async def test_a_reservation_whose_answer_was_lost_can_be_repeated(store: TableOf, table: Interrupted) -> None:
+    table.after["create"] = lose_the_answer
+    with pytest.raises(StoreUnavailable):
+        await store.reserve(RESERVATION)
+    await store.reserve(RESERVATION)
+    assert len(await table.list("")) == 2
+
+
+# Nodes behind one address
+
+
+async def test_where_an_address_is_shared_flannels_lease_is_left_to_flannel(store: TableOf, table: Interrupted) -> None:
+    first = await store.acquire(network(), request("a", address="192.0.2.1", previous="10.244.77.0/24"))
+    flannels = await put_flannel(table, "10.244.3.0/24", "192.0.2.1")
+    second = await store.acquire(network(), request("b", address="192.0.2.1"))
+    assert len({first.subnets, second.subnets, flannels}) == 3
+    assert [lease.node for lease in (await store.leases()).leases].count("") == 1
+
+
+async def test_where_an_address_is_shared_a_node_takes_over_the_flannel_lease_it_had(
+    store: TableOf, table: Interrupted
+) -> None:
+    await store.acquire(network(), request("a", address="192.0.2.1", previous="10.244.77.0/24"))
+    await put_flannel(table, "10.244.3.0/24", "192.0.2.1")
+    await put_flannel(table, "10.244.9.0/24", "192.0.2.1")
+    lease = await store.acquire(network(), request("b", address="192.0.2.1", previous="10.244.9.0/24"))
+    assert lease.subnets == subnets("10.244.9.0/24")
+    assert {found.node for found in (await store.leases()).leases} == {"", "a", "b"}
+
+
+async def test_of_flannels_leases_for_the_address_the_one_held_before_is_taken_over(
+    store: TableOf, table: Interrupted
+) -> None:
+    await put_flannel(table, "10.244.3.0/24", "192.0.2.1")
+    await put_flannel(table, "10.244.9.0/24", "192.0.2.1")
+    lease = await store.acquire(network(), request("b", address="192.0.2.1", previous="10.244.9.0/24"))
+    assert lease.subnets == subnets("10.244.9.0/24")
+
+
+async def test_many_nodes_behind_one_address_keep_what_is_theirs(store: TableOf) -> None:
+    nodes = [f"node-{number}" for number in range(20)]
+    first = await asyncio.gather(*(store.acquire(network(), request(node)) for node in nodes))
+    assert len({lease.subnets for lease in first}) == 20
+    again = await asyncio.gather(*(store.acquire(network(), request(node, run="2")) for node in nodes))
+    assert [lease.subnets for lease in again] == [lease.subnets for lease in first]
+    for lease in again:
+        await store.renew(network(), lease)
 
 
 # Listing and watching

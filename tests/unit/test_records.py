@@ -8,8 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlaynet.errors import RecordError
-from overlaynet.model import JSON, Lease, LeaseData, Subnets
-from overlaynet.records import decode_lease, encode_lease, lease_key, parse_lease_key
+from overlaynet.model import JSON, Lease, LeaseData, Malformed, Reservation, Subnets
+from overlaynet.records import (
+    decode_lease,
+    decode_reservation,
+    encode_lease,
+    encode_reservation,
+    is_placeholder,
+    lease_key,
+    parse_lease_key,
+    placeholder,
+    reservation_key,
+)
 
 IPV4 = IPv4Network("10.5.52.0/24")
 IPV6 = IPv6Network("fd00:10:244:3::/64")
@@ -216,7 +226,11 @@ def subnets() -> st.SearchStrategy[Subnets]:
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40)
 documents = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
     max_leaves=10,
 )
@@ -282,3 +296,103 @@ def test_no_value_does_worse_than_a_record_error(value: bytes) -> None:
         return
     assert lease.subnets == Subnets(IPV4)
     assert "\n" not in f"{lease.node}{lease.run}{lease.data.backend_type}{lease.public_ipv6}"
+
+
+# What hands and strangers write
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_no_json_are_refused(number: str) -> None:
+    with pytest.raises(RecordError, match=f"its value is not JSON: {number} is no JSON number"):
+        decode_lease(KEY, f'{{"PublicIP":"192.0.2.1","BackendData":{number}}}'.encode())
+
+
+def test_numbers_that_are_no_json_are_not_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_lease(Lease(Subnets(IPV4), ADDRESS, data=LeaseData("x", float("nan"))))
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_values_nested_too_deep_to_be_compared_are_refused(opening: str, closing: str) -> None:
+    def value(levels: int) -> bytes:
+        return f'{{"PublicIP":"192.0.2.1","BackendData":{opening * levels}1{closing * levels}}}'.encode()
+
+    assert decode_lease(KEY, value(31)) == decode_lease(KEY, value(31))
+    for levels in (32, 900, 950, 980, 100_000):
+        with pytest.raises(RecordError, match="nested more than 32 levels deep|its value is not JSON"):
+            decode_lease(KEY, value(levels))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        json.dumps({"PublicIP": "x" * 100_000}).encode(),
+        json.dumps({"PublicIP": ["x"] * 100_000}).encode(),
+        json.dumps({"PublicIPv6": "\x1b[31m\n" * 1000}).encode(),
+    ],
+)
+def test_the_reason_is_short_and_on_one_line_whatever_the_value(value: bytes) -> None:
+    with pytest.raises(RecordError) as caught:
+        decode_lease(KEY, value)
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_what_cannot_be_read_is_shown_short_and_printable() -> None:
+    malformed = Malformed("subnets/\x1b[31m" + "k" * 1000, "reason\n\x00 \u202e" * 1000)
+    for text in (malformed.key, malformed.reason):
+        assert text.isprintable()
+        assert len(text) <= 301
+    assert malformed.key.startswith("subnets/\\x1b[31mkkk")
+    assert Malformed("k", "short enough").reason == "short enough"
+
+
+# Reservations
+
+RESERVATIONS = [
+    (Reservation(Subnets(IPV4), node="host-b"), b'{"Node":"host-b"}', b"127.0.0.1"),
+    (Reservation(Subnets(IPV4), public_ipv4=ADDRESS), b'{"PublicIP":"192.168.64.3"}', b"192.168.64.3"),
+    (
+        Reservation(Subnets(IPV4, IPV6), public_ipv6=IPv6Address("2001:db8::3")),
+        b'{"PublicIPv6":"2001:db8::3"}',
+        b"127.0.0.1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reservation", "value", "address"), RESERVATIONS)
+def test_reservations_are_kept_where_flannel_does_not_look(
+    reservation: Reservation, value: bytes, address: bytes
+) -> None:
+    key = reservation_key(reservation.subnets)
+    assert key.startswith("overlaynet/reservations/10.5.52.0-24")
+    assert encode_reservation(reservation) == value
+    assert decode_reservation(key, value) == reservation
+    kept = placeholder(reservation)
+    assert kept.startswith(b'{"PublicIP":"' + address + b'","PublicIPv6":')
+    assert is_placeholder(decode_lease(lease_key(reservation.subnets), kept))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"{}", "it names no node: neither Node nor PublicIP nor PublicIPv6"),
+        (b'{"Node":7}', "Node is not a printable string of at most 1024 characters"),
+        (b'{"PublicIP":"host-a"}', "PublicIP is 'host-a', not an IPv4 address"),
+        (b"[]", "its value is not a JSON object"),
+    ],
+)
+def test_a_reservation_that_cannot_be_read_says_why(value: bytes, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        decode_reservation(reservation_key(Subnets(IPV4)), value)
+    assert str(caught.value) == reason
+
+
+def test_a_claim_of_reserved_subnets_is_no_placeholder() -> None:
+    lease = Lease(Subnets(IPV4), ADDRESS, node="host-b", run="1", reserved=True)
+    value = encode_lease(lease)
+    assert value == (
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-b","Run":"1","Reserved":true}}'
+    )
+    assert decode_lease(KEY, value) == lease
+    assert not is_placeholder(lease)

@@ -1,0 +1,145 @@
+"""How a node keeps its lease: renewed in time, taken back when it vanishes, given up when another node holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from overlaynet.drivers import Store
+from overlaynet.errors import LeaseLost, StoreError, StoreUnavailable
+from overlaynet.health import Health
+from overlaynet.joining import in_time
+from overlaynet.logs import fields
+from overlaynet.model import Lease, Peer, Snapshot, Underlay
+from overlaynet.network import Network
+from overlaynet.plugins import Plugins
+from overlaynet.retry import Backoff
+
+log = logging.getLogger(__name__)
+
+RELEASE_TIMEOUT = 5.0
+
+
+def renewal_margin(ttl: float, minutes: int) -> float:
+    """Seconds before its end at which a lease that lives ``ttl`` seconds is renewed.
+
+    That is what the setting says, but never more than two thirds of the lifetime: so a short lifetime has two more
+    chances to be renewed, and no lifetime is renewed all the time.
+    """
+    return min(minutes * 60.0, ttl * 2 / 3)
+
+
+class LeaseKeeper:
+    """Keeps one lease, from when the store has granted it until :meth:`run` ends.
+
+    :param deadline: time of the event loop's clock until which the store has promised the lease.
+    :param margin: seconds before its end at which it is renewed (see :func:`renewal_margin`).
+    :param changed: called whenever the lease, or the time until which it is promised, has changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        network: Network,
+        lease: Lease,
+        *,
+        deadline: float,
+        margin: float,
+        health: Health,
+        plugins: Plugins,
+        changed: Callable[[], None],
+    ) -> None:
+        self.lease = lease
+        self.deadline = deadline
+        self._store = store
+        self._network = network
+        self._margin = margin
+        self._health = health
+        self._plugins = plugins
+        self._changed = changed
+        self._wanted = lease
+        self._due = asyncio.Event()
+
+    def look(self, snapshot: Snapshot) -> None:
+        """See if the store still has the lease as ours; if not, it is renewed at once, which shows who has it."""
+        if not any(_same_holder(found, self.lease) for found in snapshot.leases):
+            self._due.set()
+
+    def publish(self, underlay: Underlay) -> None:
+        """Tell the peers, by a renewal at once, that this node is reached at other addresses. Idempotent."""
+        self._wanted = attrs.evolve(self._wanted, public_ipv4=underlay.public_ipv4, public_ipv6=underlay.public_ipv6)
+        if self._wanted != self.lease:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Keep the lease until cancelled.
+
+        :raises LeaseLost: if another node, or another process of this node, holds it now.
+        """
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(first=1.0, most=60.0)
+        while True:
+            await self._until_renewal()
+            asked_at = loop.time()
+            event = "lease taken back" if self._due.is_set() else "lease renewed"
+            self._due.clear()
+            wanted = attrs.evolve(self._wanted, version=self.lease.version)
+            if wanted != self.lease:
+                event = "address published"
+            try:
+                # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
+                self.lease = await in_time(self._store.renew(self._network, wanted))
+            except LeaseLost as error:
+                self._plugins.notify("overlaynet_lease_lost", lease=self.lease, reason=str(error))
+                raise
+            except (StoreUnavailable, StoreError) as error:
+                self._health.degraded("lease", f"it cannot be renewed: {error}")
+                delay = backoff.next()
+                if loop.time() < self.deadline < loop.time() + delay:
+                    delay = self.deadline - loop.time()
+                await asyncio.sleep(delay)
+                self._due.set()
+                self._changed()  # past the deadline, no peer may be served any more
+                continue
+            backoff.reset()
+            self.deadline = asked_at + self._network.lease_ttl
+            self._wanted = attrs.evolve(self._wanted, reserved=self.lease.reserved)
+            if self._wanted != self.lease:
+                self._due.set()  # it has changed once more meanwhile
+            self._health.recovered("lease")
+            self._changed()
+            log.info(event, extra=fields(subnet=self.lease.subnets, ttl=self._network.lease_ttl, **where(self.lease)))
+            self._plugins.notify("overlaynet_lease_renewed", lease=self.lease)
+
+    async def _until_renewal(self) -> None:
+        """Return when the lease should be renewed: at its margin, or as soon as the store shows it missing."""
+        try:
+            async with asyncio.timeout_at(self.deadline - self._margin):
+                await self._due.wait()
+        except TimeoutError:
+            return
+
+
+async def release(store: Store, lease: Lease) -> None:
+    """Give a lease back as the node stops. The store may be down: that is no reason to hang, and only logged."""
+    try:
+        async with asyncio.timeout(RELEASE_TIMEOUT):
+            await store.release(lease)
+    except (StoreUnavailable, StoreError, TimeoutError) as error:
+        reason = str(error) or "no answer in time"
+        log.warning("lease not released", extra=fields(subnet=lease.subnets, reason=reason))
+    else:
+        log.info("lease released", extra=fields(subnet=lease.subnets))
+
+
+def where(holder: Lease | Peer) -> Mapping[str, object]:
+    """Fields of a log record that say which node it is about, and where that is reached."""
+    addresses = [str(address) for address in (holder.public_ipv4, holder.public_ipv6) if address is not None]
+    return {"address": ", ".join(addresses), "node": holder.node}
+
+
+def _same_holder(found: Lease, own: Lease) -> bool:
+    return found.subnets == own.subnets and found.node == own.node and found.run == own.run
