@@ -297,7 +297,7 @@ def _own_records(held: Mapping[str, Record], request: LeaseRequest) -> list[tupl
                 by_address.append((record, lease.subnets))
     if shared:
         by_address = [(record, subnets) for record, subnets in by_address if subnets == request.previous]
-    return by_node or sorted(by_address, key=lambda found: found[1] != request.previous)
+    return sorted(by_node or by_address, key=lambda found: found[1] != request.previous)
 
 
 def _reserved_for(

@@ -1,0 +1,249 @@
+"""The lease protocol, explored on all stores; and broken protocols, each of which the exploration sees through."""
+
+import asyncio
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from overlaynet import joining, leases, records
+from overlaynet.lease_keeping import LeaseKeeper
+from overlaynet.leases import TableStore
+from overlaynet.model import Lease, LeaseRequest
+from overlaynet.network import Network
+from overlaynet.stores.memory import MemoryTable
+from overlaynet.table import Record, Table
+from overlaynet.testing.etcd import EtcdServer
+from tests.conformance.lease_machine import LeaseMachine
+from tests.conformance.lease_nodes import StoreOn
+from tests.conformance.lease_world import EtcdWorld, FileWorld, World
+
+MORE = int(os.environ.get("OVERLAYNET_MODEL_EXAMPLES_FACTOR", "1"))
+"""How many times more examples to explore than in a usual run; with more than one, they are not the same ones each time."""
+
+BOUNDED = settings(
+    database=None,
+    deadline=None,
+    derandomize=MORE == 1,
+    stateful_step_count=50,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def explore(machine: type[LeaseMachine], examples: int) -> None:
+    run_state_machine_as_test(machine, settings=settings(BOUNDED, max_examples=examples * MORE))  # type: ignore[no-untyped-call]
+
+
+# The protocol, on each store
+
+
+@pytest.mark.timeout(120 * MORE)
+def test_whatever_fails_no_two_nodes_own_a_subnet_and_all_come_to_rest_on_memory() -> None:
+    explore(LeaseMachine, 60)
+
+
+@pytest.mark.timeout(120 * MORE)
+def test_whatever_fails_no_two_nodes_own_a_subnet_and_all_come_to_rest_on_files(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    class OnFiles(LeaseMachine):
+        def make_world(self) -> World:
+            return FileWorld(tmp_path / str(next(numbers)))
+
+    explore(OnFiles, 15)
+
+
+@pytest.mark.timeout(120 * MORE)
+def test_whatever_fails_no_two_nodes_own_a_subnet_and_all_come_to_rest_on_etcd() -> None:
+    numbers = itertools.count()
+    with EtcdServer() as server:
+
+        class OnEtcd(LeaseMachine):
+            def make_world(self) -> World:
+                return EtcdWorld(server, f"/model{next(numbers)}")
+
+        explore(OnEtcd, 5)
+
+
+# Broken protocols
+
+
+class RenewsUnconditionally(StoreOn):
+    """Renewal writes over whatever is there."""
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        while True:
+            key, value = records.lease_key(lease.subnets), records.encode_lease(lease)
+            found = await self.table.get(key)
+            if found is None:
+                written = await self.table.create(key, value, network.lease_ttl)
+            else:
+                written = await self.table.replace(found, value, network.lease_ttl)
+            if written is not None:
+                return attrs.evolve(lease, version=written.version)
+
+
+class NeverTriesARenewalAgain(StoreOn):
+    """A renewal that finds another version than it knows gives up, although its own write may have made it."""
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        known = Record(records.lease_key(lease.subnets), b"", lease.version)
+        written = await self.table.replace(known, records.encode_lease(lease), network.lease_ttl)
+        if written is None:
+            raise leases.LeaseLost("the record has changed")
+        return attrs.evolve(lease, version=written.version)
+
+
+class _Altered(MemoryTable):
+    """A table before another one, which has its say."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self.get = table.get  # type: ignore[method-assign]
+        self.list = table.list  # type: ignore[method-assign]
+        self.delete = table.delete  # type: ignore[method-assign]
+        self.watch = table.watch  # type: ignore[method-assign]
+        self.behind = table
+
+
+class _TakesNoForAnAnswer(_Altered):
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.create(key, value, ttl) or Record(key, value, "1", ttl)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.replace(record, value, ttl) or Record(record.key, value, "1", ttl)
+
+
+class IgnoresLostRaces(StoreOn):
+    """A failed comparison counts as success, and nobody looks again after having written."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(_TakesNoForAnAnswer(table))
+
+    async def _stands(self, written: Record, lease: Lease) -> bool:
+        return True
+
+
+class _Everlasting(_Altered):
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.create(key, value)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.replace(record, value)
+
+
+class WritesNoLifetime(StoreOn):
+    """Records never expire."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(_Everlasting(table))
+
+
+class _ShortLived(_Altered):
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.create(key, value, ttl / 2)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await self.behind.replace(record, value, ttl / 2)
+
+
+class PromisesTooMuch(StoreOn):
+    """Records expire earlier than the node was told."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(_ShortLived(table))
+
+
+class ReclaimsByAddress(StoreOn):
+    """A node takes over what another wrote from behind the same address, whatever has become of it since."""
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        for key, record in sorted((await self.table.list(records.LEASE_PREFIX)).items()):
+            found = records.readable_lease(key, record.value)
+            if found is not None and found.public_ipv4 == request.public_ipv4:
+                lease = attrs.evolve(found, node=request.node, run=request.run)
+                return await RenewsUnconditionally.renew(self, network, lease)  # type: ignore[arg-type]
+        return await super().acquire(network, request)
+
+
+class NeverLooksAgain(StoreOn):
+    """Whoever has created a record takes it for his, even if it overlaps one of another length."""
+
+    async def _stands(self, written: Record, lease: Lease) -> bool:
+        return True
+
+
+class ReleasesWhateverIsThere(StoreOn):
+    """Giving a lease back deletes the record, even if it is another node's by now."""
+
+    async def release(self, lease: Lease) -> None:
+        record = await self.table.get(records.lease_key(lease.subnets))
+        if record is not None:
+            await self.table.delete(record)
+
+
+class ForgetsItsOwn(StoreOn):
+    """A node that restarts takes any free subnet, and leaves what it held to expire."""
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        while True:
+            held = await self.table.list(records.LEASE_PREFIX)
+            subnets = leases._choose(network, [records.parse_lease_key(key) for key in held])
+            lease = Lease(subnets, request.public_ipv4, node=request.node, run=request.run)
+            value = records.encode_lease(lease)
+            created = await self.table.create(records.lease_key(subnets), value, network.lease_ttl)
+            if created is not None:
+                return attrs.evolve(lease, version=created.version)
+
+
+def expect_caught(machine: type[LeaseMachine], laws: str, examples: int = 400) -> None:
+    """The law that is expected to be broken has to be; those at rest are looked at only if it is one of them."""
+    machine.at_rest = "no rest" in laws
+    limits = settings(BOUNDED, max_examples=examples, phases=[Phase.generate], derandomize=True)
+    with pytest.raises(AssertionError, match=f"^({laws}): "):
+        run_state_machine_as_test(machine, settings=limits)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("broken", "laws"),
+    [
+        (RenewsUnconditionally, "two owners|claim lost"),
+        (NeverTriesARenewalAgain, "claim lost"),
+        (IgnoresLostRaces, "two owners|claim lost"),
+        (WritesNoLifetime, "no rest"),
+        (PromisesTooMuch, "claim lost|two owners"),
+        (ReclaimsByAddress, "two owners|claim lost"),
+        (NeverLooksAgain, "two owners"),
+        (ReleasesWhateverIsThere, "claim lost"),
+        (ForgetsItsOwn, "subnet not kept"),
+    ],
+)
+def test_a_broken_protocol_is_caught(broken: Callable[[Table], TableStore], laws: str) -> None:
+    class Broken(LeaseMachine):
+        make_store = broken
+
+    expect_caught(Broken, laws)
+
+
+def test_a_node_that_ignores_the_end_of_its_lease_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Careless(LeaseKeeper):
+        @property
+        def deadline(self) -> float:
+            return math.inf
+
+        @deadline.setter
+        def deadline(self, value: float) -> None:
+            self.until = value
+
+    class Broken(LeaseMachine):
+        pass
+
+    monkeypatch.setattr("tests.conformance.lease_nodes.LeaseKeeper", Careless)
+    expect_caught(Broken, "claim lost|two owners")
