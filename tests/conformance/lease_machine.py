@@ -91,7 +91,7 @@ class LeaseMachine(RuleBasedStateMachine):
             for name, address in (("a", "192.0.2.1"), ("b", "192.0.2.1"), ("c", "192.0.2.3"))
         ]
         for node in self.nodes:
-            node.granted = lambda lease: self._granted(lease)
+            node.granted = self._granted
         self.operator = Operator(self.world, make_store)
         self.network = _document(26)
         self.standing: dict[str, _Standing] = {}
@@ -313,7 +313,9 @@ class LeaseMachine(RuleBasedStateMachine):
         for _ in range(_ROUNDS_AT_REST):
             self._round()
         self._demand([node.held for node in self.nodes] == held, f"no rest: {held} became {self.nodes}")
-        keys = {node.name: records.lease_key(lease.subnets) for node, lease in zip(self.nodes, held, strict=True) if lease}
+        keys = {
+            node.name: records.lease_key(lease.subnets) for node, lease in zip(self.nodes, held, strict=True) if lease
+        }
         renewals = set()
         for write in self.world.writes[begun:]:
             renewal = write.operation == "replace" and write.key == keys.get(write.caller)
@@ -373,7 +375,8 @@ class LeaseMachine(RuleBasedStateMachine):
             if fate in (Fate.ANSWER_LOST, Fate.CRASH_AFTER) and not call.arrived:
                 self._arrive(call)
             if fate in (Fate.CRASH, Fate.CRASH_AFTER):
-                next(one for one in (*self.nodes, self.operator) if one.name == call.caller).crash()
+                everybody: list[Node | Operator] = [*self.nodes, self.operator]
+                next(one for one in everybody if one.name == call.caller).crash()
             elif call in self.world.calls:
                 self.world.lose(call, late=fate is Fate.LATE)
         self.world.settle()

@@ -1,0 +1,290 @@
+"""How a fleet of nodes converges: time, store requests and memory, and how they grow with the number of nodes.
+
+``python -m bench.convergence`` measures and prints a table. The daemons are whole, and live in this process; only
+devices are left out. On the memory store time is virtual, so what is told is real time spent (all nodes on one core).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from overlaynet.daemon import Daemon
+from overlaynet.drivers import NoOptions
+from overlaynet.leases import TableStore
+from overlaynet.model import Subnets, Underlay
+from overlaynet.network import Network
+from overlaynet.plugins import Plugins
+from overlaynet.settings import Settings
+from overlaynet.stores.etcd import EtcdOptions, EtcdStore
+from overlaynet.stores.memory import MemoryTable
+from overlaynet.table import Record, Table
+from overlaynet.testing.clock import VirtualClockLoop
+from overlaynet.testing.etcd import EtcdServer
+from overlaynet.testing.fakes import FakeDrivers, fake_underlay
+
+_FIRST = IPv4Address("172.16.0.1")
+_DOCUMENT = json.dumps({"Network": "10.0.0.0/8", "LeaseTTL": 60})
+
+MakeTable = Callable[[], Table]
+
+
+class CountingTable(Table):
+    """Counts the requests that pass through it to another table."""
+
+    def __init__(self, table: Table, requests: Counter[str]) -> None:
+        self._table = table
+        self._requests = requests
+
+    async def get(self, key: str) -> Record | None:
+        self._requests["get"] += 1
+        return await self._table.get(key)
+
+    async def list(self, prefix: str) -> Mapping[str, Record]:
+        self._requests["list"] += 1
+        return await self._table.list(prefix)
+
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        self._requests["create"] += 1
+        return await self._table.create(key, value, ttl)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        self._requests["replace"] += 1
+        return await self._table.replace(record, value, ttl)
+
+    async def delete(self, record: Record) -> bool:
+        self._requests["delete"] += 1
+        return await self._table.delete(record)
+
+    def watch(self, prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
+        self._requests["watch"] += 1
+        return self._table.watch(prefix)
+
+    async def ttl(self, record: Record) -> float:
+        self._requests["ttl"] += 1
+        return await self._table.ttl(record)
+
+    async def aclose(self) -> None:
+        await self._table.aclose()
+
+
+class _Store(TableStore):
+    def __init__(self, table: Table) -> None:
+        super().__init__(NoOptions())
+        self._given = table
+
+    def __str__(self) -> str:
+        return "the fleet's store"
+
+    def make_table(self) -> Table:
+        return self._given
+
+
+class Member:
+    """One node of a fleet."""
+
+    def __init__(self, fleet: Fleet, number: int) -> None:
+        self.name = f"node-{number}"
+        self.underlay = fake_underlay(str(_FIRST + number))
+        self.drivers = FakeDrivers()
+        self._fleet = fleet
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """True from its start until it is killed or fails."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def subnets(self) -> Subnets | None:
+        """What it has leased, once it has."""
+        lease = self.drivers.backends[-1].lease if self.drivers.backends else None
+        return None if lease is None else lease.subnets
+
+    @property
+    def peers(self) -> Mapping[Subnets, IPv4Address | None]:
+        """Its peer table: where each subnet is reached."""
+        return {peer.subnets: peer.public_ipv4 for peer in self.drivers.backends[-1].peers}
+
+    def start(self) -> None:
+        """Start its daemon."""
+        plugins = Plugins()
+        plugins.register(self.drivers, name="fakes")
+
+        async def find_underlay(network: Network) -> tuple[Underlay, str]:
+            return self.underlay, self.name
+
+        path = Path(self._fleet.directory, f"{self.name}.env")
+        settings = Settings(router="memory", subnet_file=str(path))
+        store = _Store(CountingTable(self._fleet.make_table(), self._fleet.requests))
+        self._task = asyncio.create_task(Daemon(settings, store, plugins, find_underlay).run(), name=self.name)
+
+    async def kill(self) -> None:
+        """End its daemon at whatever it does; its lease stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def check(self) -> None:
+        """:raises OverlaynetError: what its daemon ended by."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+
+class Fleet:
+    """Many nodes on one store."""
+
+    def __init__(self, size: int, make_table: MakeTable, directory: Path) -> None:
+        self.requests: Counter[str] = Counter()
+        self.make_table = make_table
+        self.directory = directory
+        self.members = [Member(self, number) for number in range(size)]
+
+    async def write_document(self) -> None:
+        """Write the network document."""
+        store = _Store(self.make_table())
+        await store.replace_network(_DOCUMENT)
+        await store.aclose()
+
+    def start(self) -> None:
+        """Start all, at once."""
+        for member in self.members:
+            member.start()
+
+    async def kill(self, members: Sequence[Member]) -> None:
+        """Kill some, at once."""
+        await asyncio.gather(*(member.kill() for member in members))
+
+    async def converge(self, seconds: float) -> None:
+        """Wait until the peer table of every node that runs is the truth: exactly all others that run.
+
+        :raises AssertionError: if that has not come about after so many seconds.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (why := self._differs()) is not None:
+            assert loop.time() < until, f"after {seconds:g} s {why}"
+            await asyncio.sleep(0.2)
+
+    def _differs(self) -> str | None:
+        running = [member for member in self.members if member.running]
+        truth = {}
+        for member in self.members:
+            member.check()
+        for member in running:
+            if member.subnets is None:
+                return f"{member.name} has no subnet"
+            truth[member.subnets] = member.underlay.public_ipv4
+        if len(truth) != len(running):
+            return "two nodes have one subnet"
+        for member in running:
+            known = len(member.drivers.backends[-1].peers)
+            if known != len(truth) - 1:  # the cheap test first
+                return f"{member.name} knows {known} peers of {len(truth) - 1}"
+        for member in running:
+            others = {subnets: address for subnets, address in truth.items() if subnets != member.subnets}
+            if member.peers != others:
+                return f"{member.name} knows other peers than there are"
+        return None
+
+
+@asynccontextmanager
+async def fleet(size: int, make_table: MakeTable) -> AsyncIterator[Fleet]:
+    """A fleet whose network document is written; all that runs at the end is killed."""
+    with tempfile.TemporaryDirectory(prefix="overlaynet-fleet-") as directory:
+        made = Fleet(size, make_table, Path(directory))
+        try:
+            await made.write_document()
+            yield made
+        finally:
+            await made.kill(made.members)
+
+
+@attrs.frozen
+class Figures:
+    """What one phase cost."""
+
+    phase: str
+    nodes: int
+    seconds: float
+    """Of real time."""
+    requests: float
+    """Of the store, by each node that runs."""
+
+
+async def measure(size: int, make_table: MakeTable, *, patience: float) -> tuple[list[Figures], float]:
+    """Have a fleet join, lose a third, and take it back; the figures, and the bytes of memory for each node."""
+    figures = []
+    memory = _resident()
+    async with fleet(size, make_table) as nodes:
+
+        async def phase(name: str) -> None:
+            requests, began = nodes.requests.total(), time.perf_counter()
+            await nodes.converge(patience)
+            running = sum(member.running for member in nodes.members)
+            spent = time.perf_counter() - began
+            figures.append(Figures(name, size, spent, (nodes.requests.total() - requests) / running))
+
+        nodes.start()
+        await phase("all join")
+        used = (_resident() - memory) / size
+        third = nodes.members[: size // 3]
+        await nodes.kill(third)
+        await phase("a third killed")
+        for member in third:
+            member.start()
+        await phase("it comes back")
+    return figures, used
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return float(pages * resource.getpagesize())
+
+
+def measure_memory_store(size: int) -> tuple[list[Figures], float]:
+    """On the memory store, in virtual time."""
+    table = MemoryTable()
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(measure(size, table.another, patience=3600.0))
+
+
+def measure_etcd(size: int) -> tuple[list[Figures], float]:
+    """On an etcd of its own, in real time."""
+    with EtcdServer() as server:
+        options = EtcdOptions(endpoints=(server.endpoint,))
+        with asyncio.Runner() as runner:
+            return runner.run(measure(size, lambda: EtcdStore(options).make_table(), patience=600.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.convergence", description=__doc__)
+    parser.add_argument("--store", choices=["memory", "etcd"], required=True)
+    parser.add_argument("sizes", nargs="+", type=int, metavar="NODES")
+    given: Any = parser.parse_args(arguments)
+    print(f"{'store':8}{'nodes':>6}  {'phase':16}{'seconds':>9}{'requests/node':>15}{'KiB/node':>10}")
+    for size in given.sizes:
+        figures, used = (measure_memory_store if given.store == "memory" else measure_etcd)(size)
+        for found in figures:
+            print(
+                f"{given.store:8}{size:6}  {found.phase:16}{found.seconds:9.2f}{found.requests:15.1f}{used / 1024:10.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
