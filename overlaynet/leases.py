@@ -205,10 +205,11 @@ class TableStore(Store):
     async def watch(self) -> AsyncGenerator[Snapshot, None]:
         previous: Snapshot | None = None
         reserved: set[Subnets] = set()
+        reader = _Reader()
         async with aclosing(self.table.watch(records.LEASE_PREFIX)) as listings:
             async for listing in listings:
-                leases, malformed = _read(listing)
-                for subnets in reserved - set(_subnets(listing)):
+                leases, malformed = reader.read(listing)
+                for subnets in [known for known in reserved if records.lease_key(known) not in listing]:
                     await self.reserved.restore(subnets)
                     reserved.discard(subnets)
                 # Once reserved, an expiry is looked into, even if flannel has written over the mark.
@@ -253,19 +254,37 @@ _EMPTY = Record(key="", value=b"", version="")
 
 def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
     """Read all lease records; those that cannot be read are listed apart, and placeholders of reservations left out."""
-    return _snapshot(*_read(listing))
+    return _snapshot(*_Reader().read(listing))
 
 
-def _read(listing: Mapping[str, Record]) -> tuple[list[Lease], list[Malformed]]:
-    leases, malformed = [], []
-    for key, record in sorted(listing.items()):
-        try:
-            lease = records.decode_lease(key, record.value)
-        except RecordError as error:
-            malformed.append(Malformed(key, str(error), record.version))
-        else:
-            leases.append(attrs.evolve(lease, version=record.version, ttl=record.ttl))
-    return leases, malformed
+class _Reader:
+    """Reads listings of lease records, one after the other; what has not changed since the last is not parsed anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Lease | Malformed]] = {}
+
+    def read(self, listing: Mapping[str, Record]) -> tuple[list[Lease], list[Malformed]]:
+        """The leases, and the records that cannot be read."""
+        before, self._known = self._known, {}
+        leases, malformed = [], []
+        for key, record in sorted(listing.items()):
+            version, found = before.get(key, ("", None))
+            if found is None or version != record.version:
+                found = _parsed(record)
+            self._known[key] = record.version, found
+            if isinstance(found, Malformed):
+                malformed.append(found)
+            else:
+                leases.append(found if found.ttl == record.ttl else attrs.evolve(found, ttl=record.ttl))
+        return leases, malformed
+
+
+def _parsed(record: Record) -> Lease | Malformed:
+    try:
+        lease = records.decode_lease(record.key, record.value)
+    except RecordError as error:
+        return Malformed(record.key, str(error), record.version)
+    return attrs.evolve(lease, version=record.version, ttl=record.ttl)
 
 
 def _snapshot(leases: Iterable[Lease], malformed: Iterable[Malformed]) -> Snapshot:

@@ -956,3 +956,38 @@ def test_no_two_nodes_ever_hold_overlapping_subnets(seed: int) -> None:
     for one, other in itertools.combinations(simulation.beliefs, 2):
         if one.node != other.node and one.subnets.overlaps(other.subnets):
             assert min(one.end, other.end) <= max(one.start, other.start), (one, other)
+
+
+# What a watch costs
+
+
+async def test_a_watch_parses_only_what_has_changed(
+    store: TableOf, table: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = [await store.acquire(network(), request(f"node-{number}")) for number in range(20)]
+    parsed: list[str] = []
+
+    def counted(key: str, value: bytes) -> Lease:
+        parsed.append(key)
+        return decode_lease(key, value)
+
+    async with aclosing(store.watch()) as snapshots:
+        await anext(snapshots)
+        monkeypatch.setattr("overlaynet.records.decode_lease", counted)
+        changed = attrs.evolve(leases[3], public_ipv4=IPv4Address("198.51.100.9"))
+        await store.renew(network(), changed)
+        snapshot = await anext(snapshots)
+    assert changed in snapshot.leases
+    assert len(snapshot.leases) == 20
+    assert parsed == [lease_key(changed.subnets)]
+
+
+async def test_a_restart_keeps_the_subnet_of_its_file_where_a_remnant_stands_too(
+    store: TableOf, table: Interrupted
+) -> None:
+    held = await store.acquire(network(), request("a", previous="10.244.9.0/24"))
+    remnant = attrs.evolve(held, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(remnant.subnets), encode_lease(remnant), TTL)
+    again = await store.acquire(network(), request("a", "2", previous="10.244.9.0/24"))
+    assert again.subnets == held.subnets
+    assert list(await table.list("subnets/")) == [lease_key(held.subnets)]
