@@ -366,13 +366,13 @@ class Daemon:
                 extra=fields(
                     interface=underlay.interface,
                     mtu=underlay.mtu,
-                    address=underlay.ipv4 if underlay.ipv4 is not None else underlay.ipv6,
+                    address=[str(address) for address in (underlay.ipv4, underlay.ipv6) if address is not None],
                 ),
             )
+            self._dirty.set()  # which peers are reached, and how, may depend on it
             node.underlay = underlay
             node.device = node.device if device is None else device
             node.keeper.publish(underlay)
-            self._dirty.set()  # no peer may have an address that is this node's own now
         self._underlay_due = False
 
     async def _set_peers(self, node: _Node) -> None:

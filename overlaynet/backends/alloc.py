@@ -50,7 +50,12 @@ class AllocBackend(Backend):
         """The device is the underlay's interface, which is left alone."""
         if self._underlay is None:
             raise BackendError("the alloc backend is started after it was opened; this is a defect of its caller")
-        return Device(self._underlay.interface, self._underlay.mtu, instance=self.options.name)
+        return self._device(self._underlay)
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """The device is this interface from now on."""
+        self._underlay = underlay
+        return self._device(underlay)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Nothing is to be done for a peer."""
@@ -58,3 +63,6 @@ class AllocBackend(Backend):
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """None."""
         return []
+
+    def _device(self, underlay: Underlay) -> Device:
+        return Device(underlay.interface, underlay.mtu, instance=self.options.name)

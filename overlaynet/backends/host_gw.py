@@ -56,20 +56,7 @@ class HostGwBackend(Backend):
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Check that the peers can route packets to this host; nothing is made."""
-        for wanted, own, public, version in (
-            (network.ipv4, underlay.ipv4, underlay.public_ipv4, 4),
-            (network.ipv6, underlay.ipv6, underlay.public_ipv6, 6),
-        ):
-            if wanted is not None and own is None:
-                raise BackendError(
-                    f"the interface {underlay.interface} has no IPv{version} address, which the host-gw backend needs "
-                    f"for {wanted.network}; give it one, or choose another with --iface"
-                )
-            if wanted is not None and own != public:
-                raise BackendError(
-                    f"the public address {public} is not that of {underlay.interface}, which is {own}: the host-gw "
-                    f"backend's peers route packets straight to it; leave --public-ip out, or choose another backend"
-                )
+        _check(network, underlay)
         name = self.options.name
         claim = Claim(name)
         try:
@@ -91,8 +78,14 @@ class HostGwBackend(Backend):
 
     async def start(self, lease: Lease) -> Device:
         """Nothing has to be made: the device is the underlay's."""
-        underlay = self._check_open().underlay
-        return Device(underlay.interface, underlay.mtu, self.options.name)
+        return self._device(self._check_open().underlay)
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """Route by this interface from now on."""
+        opened = self._check_open()
+        _check(opened.network, underlay)
+        self._opened = attrs.evolve(opened, underlay=underlay)
+        return self._device(underlay)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Find out which peers are on the same link; those that are not are reported and have no route."""
@@ -135,6 +128,9 @@ class HostGwBackend(Backend):
             self._opened.claim.close()
             self._opened = None
 
+    def _device(self, underlay: Underlay) -> Device:
+        return Device(underlay.interface, underlay.mtu, self.options.name)
+
     def _sort(self, peers: Sequence[Peer]) -> tuple[dict[IPNetwork, IPAddress], dict[IPNetwork, str]]:
         """The host to route each subnet's packets to; and why there is none, for the others."""
         opened = self._check_open()
@@ -160,3 +156,21 @@ class HostGwBackend(Backend):
         if self._opened is None:
             raise BackendError("the host-gw backend is not open; this is a defect of its caller")
         return self._opened
+
+
+def _check(network: Network, underlay: Underlay) -> None:
+    """:raises BackendError: unless the peers can route packets straight to this host."""
+    for wanted, own, public, version in (
+        (network.ipv4, underlay.ipv4, underlay.public_ipv4, 4),
+        (network.ipv6, underlay.ipv6, underlay.public_ipv6, 6),
+    ):
+        if wanted is not None and own is None:
+            raise BackendError(
+                f"the interface {underlay.interface} has no IPv{version} address, which the host-gw backend needs "
+                f"for {wanted.network}; give it one, or choose another with --iface"
+            )
+        if wanted is not None and own != public:
+            raise BackendError(
+                f"the public address {public} is not that of {underlay.interface}, which is {own}: the host-gw "
+                f"backend's peers route packets straight to it; leave --public-ip out, or choose another backend"
+            )

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Network
 from typing import Any
 
 import pytest
@@ -198,6 +198,23 @@ def test_a_parameter_that_no_event_tells_of_is_found_by_the_audit(lab: Lab) -> N
     assert host.namespace.execute(["sysctl", "-n", "net.ipv4.conf.overlay0.accept_local"]).stdout.strip() == "1"
 
 
+def test_ipv6_switched_off_on_the_device_is_switched_on_again() -> None:
+    with Lab("kernel", overlay6=IPv6Network("fd00:10:244::/48")) as lab:
+        for host in lab.hosts:
+            host.start_overlaynet(lab.file_store)
+            host.connect_containers()
+        host = lab.hosts[0]
+        host.namespace.set_sysctl("net.ipv6.conf.overlay0.disable_ipv6", 1)
+        record = daemon_of(host).wait_for("device mended", PATIENCE)
+        assert record["mended"] == "disable_ipv6, addresses"
+        command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip6)]
+        container = lab.containers[0].namespace
+        wait_until(
+            lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "a ping by IPv6 to arrive"
+        )
+        wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+
+
 def test_an_underlay_that_is_switched_off_and_on_is_survived_under_load(lab: Lab) -> None:
     host = lab.hosts[0]
     target = str(lab.containers[1].ip)
@@ -263,13 +280,21 @@ def test_another_address_is_published_and_peers_follow(lab: Lab, add_first: bool
     assert daemon_of(a).stop() == 0
 
 
-def test_an_address_that_is_added_is_no_reason_to_move(lab: Lab) -> None:
-    host = lab.hosts[0]
-    host.namespace.ip(f"address add {A_IS_MOVED_TO} dev eth0", "address add 192.0.2.7/32 dev eth0")
-    time.sleep(3)
-    assert host.status()["public_ipv4"] == str(host.address.ip)
-    assert not said(host, "underlay changed")
-    wait_for_traffic(lab)
+def test_an_address_that_is_added_is_no_reason_to_move() -> None:
+    with Lab("kernel", overlay6=IPv6Network("fd00:10:244::/48"), underlay=(4, 6)) as lab:
+        for host in lab.hosts:
+            host.start_overlaynet(lab.file_store)
+            host.connect_containers()
+        host = lab.hosts[0]
+        before = host.status()
+        # The kernel puts new IPv6 addresses before the old ones.
+        host.namespace.ip(f"address add {A_IS_MOVED_TO} dev eth0", "address add fd00:16::77/64 dev eth0 nodad")
+        time.sleep(3)
+        after = host.status()
+        for name in ("public_ipv4", "public_ipv6"):
+            assert after[name] == before[name] is not None
+        assert not said(host, "underlay changed")
+        wait_for_traffic(lab)
 
 
 def test_a_public_address_given_by_hand_stays_as_given(lab: Lab) -> None:

@@ -141,6 +141,23 @@ def test_what_is_deleted_from_the_kernel_comes_back(lab: Lab) -> None:
     wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new route")
 
 
+@pytest.mark.parametrize(("backend", "headers"), [("vxlan", 50), ("host-gw", 0)])
+def test_another_address_and_mtu_of_the_underlay_are_followed(lab: Lab, backend: str, headers: int) -> None:
+    start_all(lab, backend)
+    a, b, _ = lab.hosts
+    first, second, _ = lab.containers
+    before = link(a)
+    a.namespace.ip("address flush dev eth0", "address add 172.16.130.77/24 dev eth0", "link set eth0 mtu 1400")
+    wait_until(lambda: a.status()["public_ipv4"] == "172.16.130.77", 20, "the new address to be published")
+    wait_until(lambda: f"FLANNEL_MTU={1400 - headers}\n" in a.subnet_file.read_text(), 20, "the subnet file to follow")
+    wait_until(lambda: reaches(first, second), 20, "a ping to arrive")
+    wait_until(lambda: reaches(second, first), 20, "a ping to arrive")
+    wait_until(lambda: a.status()["problems"] == {}, 20, "the daemon to recover")
+    assert b.daemon is not None
+    assert b.daemon.wait_for("peer changed")["address"] == "172.16.130.77"
+    assert (before and before["address"]) == (link(a) and link(a)["address"]), "the peers know the hardware address"
+
+
 def test_with_direct_routing_packets_on_one_link_need_no_tunnel(lab: Lab) -> None:
     options = ["--network", "10.244.0.0/16", "--backend", "vxlan", "--backend-option", "DirectRouting=true"]
     command = [sys.executable, "-P", "-m", "overlaynet", "network", "set", *options, *lab.file_store]

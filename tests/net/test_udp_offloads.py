@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import socket
 import threading
 import time
@@ -13,9 +14,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from overlaynet.backends.udp import UdpBackend, UdpOptions
+from overlaynet.backends.udp import UdpBackend, UdpOptions, backend
+from overlaynet.errors import BackendError
 from overlaynet.model import Lease, Peer, Subnets, Underlay
 from overlaynet.network import parse
+from overlaynet.testing.daemons import wait_until
 from overlaynet.testing.namespaces import NetworkNamespace
 
 T = TypeVar("T")
@@ -43,13 +46,19 @@ def _close(run: Callable[[Coroutine[Any, Any, Any]], Any], backend: UdpBackend) 
     run(backend.aclose())
 
 
+async def _run(backend: UdpBackend) -> None:
+    with contextlib.suppress(BackendError):  # it is closed
+        await backend.run()
+
+
 @contextlib.contextmanager
 def tunnel(engines: tuple[str, str]) -> Iterator[tuple[list[NetworkNamespace], list[UdpBackend]]]:
     """Two hosts with these engines."""
     with contextlib.ExitStack() as stack:
         hosts = [stack.enter_context(NetworkNamespace(label=f"offload-{number}")) for number in range(2)]
         hosts[0].ip("link set lo up", f"link add eth0 type veth peer name eth0 netns {hosts[1].name}")
-        backends = []
+        backends: list[UdpBackend] = []
+        running: list[asyncio.Task[None]] = []
         for number, host in enumerate(hosts):
             host.ip(f"address add {UNDERLAYS[number]}/24 dev eth0", "link set eth0 up", "link set lo up")
             run = host.run(lambda: stack.enter_context(loop()))
@@ -60,11 +69,11 @@ def tunnel(engines: tuple[str, str]) -> Iterator[tuple[list[NetworkNamespace], l
                 await backend.open(NETWORK, Underlay("eth0", 1500, ipv4=address, public_ipv4=address))
                 await backend.start(Lease(Subnets(SUBNETS[number]), public_ipv4=address))
                 await backend.set_peers([Peer(Subnets(SUBNETS[1 - number]), UNDERLAYS[1 - number])])
+                running.append(asyncio.create_task(_run(backend)))
                 return backend
 
-            backend = run(start())
-            backends.append(backend)
-            stack.callback(_close, run, backend)
+            backends.append(run(start()))
+            stack.callback(_close, run, backends[-1])
             host.ip("route replace 10.244.0.0/16 dev overlay0")
         yield hosts, backends
 
@@ -134,13 +143,19 @@ def test_streams_arrive_whole_and_no_checksum_is_wrong(engines: tuple[str, str])
 
 
 @pytest.mark.parametrize("engine", ["native", "python"])
-def test_where_the_underlay_takes_no_runs_packets_go_alone(engine: str) -> None:
+def test_where_the_underlay_takes_no_runs_packets_go_alone_and_the_log_says_so(
+    engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(backend, "LOOK_INTERVAL", 0.1)
     with tunnel((engine, engine)) as (hosts, backends):
         for host in hosts:
             host.ip("link set eth0 mtu 1300")
         transfer(hosts[0], hosts[1], "10.244.2.0", streams=1)
         offloads: Any = backends[0].status()["offloads"]
         assert "failing: " in offloads["udp_segment"]
+        wait_until(lambda: "offload failing" in caplog.messages, PATIENCE, "the log to say so")
+        assert "offload works again" not in caplog.messages
         for host in hosts:
             host.ip("link set eth0 mtu 1500")
         deadline = time.monotonic() + PATIENCE
@@ -149,3 +164,4 @@ def test_where_the_underlay_takes_no_runs_packets_go_alone(engine: str) -> None:
             transfer(hosts[0], hosts[1], "10.244.2.0", streams=1)
             offloads = backends[0].status()["offloads"]
         assert offloads["udp_segment"].startswith("on (failed ")
+        wait_until(lambda: "offload works again" in caplog.messages, PATIENCE, "the log to say so")

@@ -7,7 +7,8 @@ second. After a quarter of the time, which caches and buffers have to fill, none
 - Descriptors and threads: the least of the last quarter is no more than the least of the second quarter. Both come and go for
   moments (each question to the kernel has a thread and a socket), so it is the number at rest that counts, which is exact.
 - Memory: the median of the last quarter is at most 1 MiB above that of the second. It is not exact, since the allocator
-  rounds up and returns late, but a leak of 1 KiB with each change of a peer, or of 2 bytes in a thousand packets, is more.
+  rounds up and returns late. In ten minutes, a leak of 4 KiB with each change of a peer, or of a byte in thirty packets,
+  is more.
 """
 
 import asyncio

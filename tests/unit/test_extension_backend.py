@@ -297,6 +297,7 @@ async def test_alloc_leases_and_does_no_more() -> None:
     await made.set_peers([peer(2)])
     assert made.routes([peer(2)]) == []
     assert not made.backstop
+    assert await made.set_underlay(fake_underlay("192.0.2.1", mtu=1400)) == Device("eth0", 1400, instance="alloc")
     await made.aclose()
 
 

@@ -341,6 +341,24 @@ async def test_another_address_of_the_underlay_is_bound_and_the_old_one_given_up
     assert world.device_is_closed()
 
 
+async def test_another_ip_version_of_the_underlay_comes_and_goes(world: World) -> None:
+    made = await world.started()
+    await made.set_peers([SECOND, SIXTH])
+
+    def reached() -> set[str]:
+        peers: Any = made.status()["peers"]
+        return {peer["address"] for peer in peers.values()}
+
+    assert reached() == {"127.0.0.2"}
+    assert await made.set_underlay(attrs.evolve(world.underlay, ipv6=LOOPBACK6)) == Device("pretended0", 1452)
+    assert reached() == {"127.0.0.2", "fd00::6"}
+    assert not world.port_is_free(LOOPBACK6)
+    assert await made.set_underlay(world.underlay) == Device("pretended0", 1472)
+    assert reached() == {"127.0.0.2"}
+    assert world.port_is_free(LOOPBACK6)
+    await made.aclose()
+
+
 async def test_an_address_that_cannot_be_bound_leaves_all_as_it_was(world: World) -> None:
     made = await world.started()
     with pytest.raises(BackendError, match="192.0.2.1 is not an address of this host"):

@@ -140,6 +140,15 @@ def test_what_was_chosen_is_left_when_it_is_gone() -> None:
     assert choose_underlay(attrs.evolve(HOST, links=deleted), Wishes(), EARLIER) == on_eth0()
 
 
+def test_what_was_chosen_is_kept_with_one_version_or_both() -> None:
+    both = Wishes(versions=(4, 6))
+    dual = choose_underlay(HOST, both, EARLIER)
+    assert dual == attrs.evolve(EARLIER, ipv6=IPv6Address("fd00:10::7"), public_ipv6=IPv6Address("fd00:10::7"))
+    without = attrs.evolve(HOST, addresses=[a for a in HOST.addresses if a.address.ip != dual.ipv6])
+    assert choose_underlay(without, both, dual) == EARLIER, "better than to move to eth0, which has both"
+    assert choose_underlay(HOST, both, EARLIER) == dual
+
+
 def test_what_was_chosen_is_the_first_to_be_named_when_nothing_can_be_used() -> None:
     down = [attrs.evolve(link, up=False) for link in HOST.links]
     with pytest.raises(UnderlayError, match="^the interface eth1 is down; bring it up"):

@@ -84,7 +84,9 @@ class UdpBackend(Backend):
         self._closing = False
         self._ended = asyncio.Event()
         self._failure = "the udp backend is closed"
-        self._peers: tuple[EnginePeer, ...] = ()
+        self._peers: tuple[Peer, ...] = ()
+        self._reachable: tuple[EnginePeer, ...] = ()
+        """Those of the peers that have an address of a version that this node has, too."""
         self._unreachable_peers: frozenset[Subnets] = frozenset()
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
@@ -124,26 +126,14 @@ class UdpBackend(Backend):
         """Replace the engine's table; then mend the device, if someone has changed it, or make it again if it is gone."""
         if self._own is None or self._mtu is None:
             raise BackendError("the udp backend was not started; this is a defect of its caller")
-        versions = [address.version for address in self._wires]
-        reachable = []
-        unreachable = set()
-        for peer in peers:
-            address = peer_address(peer, versions)
-            if address is None:
-                unreachable.add(peer.subnets)
-            else:
-                reachable.append(EnginePeer(peer.subnets, address, self.options.port))
-        has = " or ".join(f"IPv{version}" for version in versions)
-        for subnets in sorted(unreachable - self._unreachable_peers, key=str):
-            log.warning("peer not reachable", extra=fields(subnet=subnets, reason=f"it has no {has} address"))
-        self._unreachable_peers = frozenset(unreachable)
-        self._peers = tuple(reachable)
+        self._peers = tuple(peers)
+        table = self._make_table(self._own)
         if self._engine is not None:
-            self._engine.engine.set_table(PeerTable(self._own, self._peers))
+            self._engine.engine.set_table(table)
         await self._mend(self._own, self._mtu)
 
     async def set_underlay(self, underlay: Underlay) -> Device:
-        """Bind the socket to the underlay's address, and give the device the MTU that fits into it.
+        """Bind the sockets to the underlay's addresses, and give the device the MTU that fits into it.
 
         An MTU that the network document fixes stays, even if it no longer fits: the kernel cuts the datagrams up then.
         """
@@ -213,7 +203,7 @@ class UdpBackend(Backend):
         if counters is None:
             return status | {"peers": {}, "drops": {}, "unreachables_sent": 0, "offloads": {}}
         peers: dict[str, JSON] = {}
-        for peer in self._peers:
+        for peer in self._reachable:
             count = counters.peers.get(peer.subnets, NOTHING)
             peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(count)}
         drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
@@ -257,7 +247,7 @@ class UdpBackend(Backend):
             raise BackendError(self._failure)
         if self._engine is None:
             wires = [wire.fileno() for wire in self._wires.values()]
-            engine = self._engine_class(self._device.descriptor, wires, mtu, PeerTable(own, self._peers))
+            engine = self._engine_class(self._device.descriptor, wires, mtu, self._make_table(own))
             self._engine = EngineThread(engine, self.options.name, self._engine_ended)
         if self._device_lost:
             self._device_lost = False
@@ -336,6 +326,24 @@ class UdpBackend(Backend):
         self._engine_class = functools.partial(NativeEngine, offload=self._offload)
         self._offload_header = self._offload
 
+    def _make_table(self, own: Subnets) -> PeerTable:
+        """What the engine is to know of the peers; those that cannot be reached are reported once."""
+        versions = {address.version for address in self._wires}
+        reachable = []
+        unreachable = set()
+        for peer in self._peers:
+            address = peer_address(peer, versions)
+            if address is None:
+                unreachable.add(peer.subnets)
+            else:
+                reachable.append(EnginePeer(peer.subnets, address, self.options.port))
+        has = " or ".join(f"IPv{version}" for version in sorted(versions))
+        for subnets in sorted(unreachable - self._unreachable_peers, key=str):
+            log.warning("peer not reachable", extra=fields(subnet=subnets, reason=f"it has no {has} address"))
+        self._unreachable_peers = frozenset(unreachable)
+        self._reachable = tuple(reachable)
+        return PeerTable(own, self._reachable)
+
 
 def _addresses(underlay: Underlay) -> list[IPAddress]:
     """The addresses of this host that sockets are bound to: one of each IP version that the underlay has."""
@@ -345,4 +353,4 @@ def _addresses(underlay: Underlay) -> list[IPAddress]:
             f"the interface {underlay.interface} has no address, which the udp backend needs; "
             f"give it one, or choose another with --iface"
         )
-    return addresses
+    return [*addresses]

@@ -74,6 +74,7 @@ class VxlanBackend(Backend):
 
     def __init__(self, options: VxlanOptions) -> None:
         super().__init__(options)
+        self._network: Network | None = None
         self._interface = ""
         self._claim: Claim | None = None
         self._devices: tuple[VxlanDevice, ...] = ()
@@ -99,6 +100,7 @@ class VxlanBackend(Backend):
                     kernel.delete_link(name)
                 raise
 
+        self._network = network
         self._claim, self._devices, self._interface = claim, devices, underlay.interface
         try:
             await self._write(take)
@@ -118,7 +120,24 @@ class VxlanBackend(Backend):
         )
         await self._write(self._ensure)
         self._usable = True
-        return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
+        return self._device()
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """Make the devices again where they lead by another interface or from another address, or change their MTU.
+
+        They keep their hardware addresses, which the peers know; what they had entries for, :meth:`set_peers` sets again.
+        """
+        self._check_open()
+        if self._network is None:
+            raise BackendError("the vxlan backend was not opened; this is a defect of its caller")
+        wanted = {device.name: device for device in self._wanted(self._network, underlay, "")}
+        self._devices = tuple(
+            attrs.evolve(device, vxlan=wanted[device.name].vxlan, mtu=wanted[device.name].mtu)
+            for device in self._devices
+        )
+        self._interface = underlay.interface
+        await self._write(self._ensure)
+        return self._device()
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Repair the devices, then make the peers all that they have neighbour and forwarding entries for.
@@ -212,6 +231,9 @@ class VxlanBackend(Backend):
             claim.close()
             log.warning("devices left behind", extra=fields(reason=error))
         self._claim = None
+
+    def _device(self) -> Device:
+        return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
 
     def _wanted(self, network: Network, underlay: Underlay, identity: str) -> tuple[VxlanDevice, ...]:
         options = self.options

@@ -52,7 +52,7 @@ class VxlanDevice:
                 f"`ip link delete {self.name}`, or choose another Name in the network document's Backend"
             )
         if link is not None and link.vxlan != self.vxlan:
-            log.info("device of an earlier run replaced", extra=fields(device=self.name))
+            log.info("device replaced", extra=fields(device=self.name, reason="it leads elsewhere than it should"))
             kernel.delete_link(self.name)
             link = None
         made = link is None
