@@ -118,7 +118,7 @@ def test_a_device_whose_name_is_taken_meanwhile_is_reported_and_made_when_the_na
     host.namespace.ip("link delete overlay0")
     wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
     assert len(said(host, "device lost")) == len(said(host, "device made again")) == 1
-    assert routes(host) == OVERLAY_ROUTES
+    wait_until(lambda: routes(host) == OVERLAY_ROUTES, PATIENCE, "the routes, a moment after the device")
     wait_for_traffic(lab)
     address = str(third.containers[0].ip)
     command = ["ping", "-n", "-c", "1", "-W", "1", address]
