@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, ClassVar, TypeAlias
 
@@ -104,15 +104,23 @@ class BackendConformance(DriverConformance):
     """The laws of backends. A subclass overrides :meth:`make_backend`, and what else it can."""
 
     axis = "backend"
-    capabilities: ClassVar[dict[str, str]] = {
+    capabilities: ClassVar[Mapping[str, str]] = {
         "conflicts": "a second one on the same host, with the same options, is refused",
         "routes": "packets reach its device by routes",
         "earlier runs": "what it makes outlives a process that crashes, and is found by the next",
         "observation": "what it makes of its host can be seen from outside; needs the fixture `observe`",
         "write counts": "its changes to the host can be counted; needs the fixture `count_writes`",
         "repair": "what it made can be disturbed by hand; needs the fixture `disturb`",
-        "failure": "it can be made unable to carry packets; needs the fixture `break_it`",
+        "changes": "it notices by itself when what it made is disturbed",
+        "failure": "it can be made unable to carry packets for good; needs the fixture `break_it`",
         "delivery": "it carries packets; needs the fixture `far_host`",
+    }
+    optional_fixtures: ClassVar[Mapping[str, str]] = {
+        "observe": "observation",
+        "count_writes": "write counts",
+        "disturb": "repair",
+        "break_it": "failure",
+        "far_host": "delivery",
     }
 
     @pytest.fixture
@@ -159,27 +167,32 @@ class BackendConformance(DriverConformance):
 
         It is found out without the backend's help if possible, and leaves out what changes by itself.
         """
-        self.not_overridden("observe", "observation")
+        self.not_overridden("observe")
 
     @pytest.fixture
     def count_writes(self) -> CountWrites:
         """Tells how many changes were made to this host since it was called last."""
-        self.not_overridden("count_writes", "write counts")
+        self.not_overridden("count_writes")
 
     @pytest.fixture
     def disturb(self) -> Callable[[], None]:
         """Changes by hand what a backend with peers 2 and 3 has made, in a way that :meth:`observe` sees."""
-        self.not_overridden("disturb", "repair")
+        self.not_overridden("disturb")
 
     @pytest.fixture
     def break_it(self) -> Callable[[Backend], None]:
-        """Makes a backend that runs unable to carry packets, as by deleting its device."""
-        self.not_overridden("break_it", "failure")
+        """Makes a backend that runs unable to carry packets for good: what it can mend is no failure."""
+        self.not_overridden("break_it")
+
+    @pytest.fixture
+    def crash(self) -> Callable[[Backend], None]:
+        """Frees what the kernel would free of a backend whose process is killed; by default, that is nothing."""
+        return lambda backend: None
 
     @pytest.fixture
     def far_host(self) -> FarHost:
         """Another host. The fixture closes it after the test."""
-        self.not_overridden("far_host", "delivery")
+        self.not_overridden("far_host")
 
     @pytest.fixture
     def make_driver(self, make_backend: MakeBackend) -> Callable[[], Driver]:
@@ -254,6 +267,12 @@ class BackendConformance(DriverConformance):
         second = await bring("given peers")
         assert second.device is not None
 
+    async def test_after_a_restart_it_is_the_same_instance(self, bring: Bring) -> None:
+        first = await bring("started")
+        assert first.device.instance
+        await first.end()
+        assert (await bring("started")).device.instance == first.device.instance
+
     async def test_a_second_one_is_refused_and_changes_nothing(
         self, bring: Bring, network: Network, underlay: Underlay
     ) -> None:
@@ -288,14 +307,14 @@ class BackendConformance(DriverConformance):
         assert observe() == before
 
     async def test_what_an_earlier_run_left_is_taken_over(
-        self, bring: Bring, make_peer: MakePeer, observe: Observe
+        self, bring: Bring, make_peer: MakePeer, observe: Observe, crash: Callable[[Backend], None]
     ) -> None:
         self.needs("earlier runs")
         clean = await bring("given peers")
         await clean.backend.set_peers([make_peer(4)])
         wanted = observe()
         await clean.end()
-        await bring("given peers")  # and then it crashed
+        crash((await bring("given peers")).backend)
         second = await bring("started")
         await second.backend.set_peers([make_peer(4)])
         assert observe() == wanted
@@ -443,6 +462,49 @@ class BackendConformance(DriverConformance):
         await alive.backend.set_peers([make_peer(2), make_peer(3)])
         assert observe() == before
 
+    async def test_a_disturbance_is_noticed(self, bring: Bring, disturb: Callable[[], None]) -> None:
+        self.needs("changes")
+        alive = await bring("given peers")
+        noticing = asyncio.create_task(alive.backend.changed())
+        await asyncio.sleep(0)
+        disturb()
+        await promptly(noticing)
+
+    async def test_waiting_for_a_change_can_be_cancelled(self, bring: Bring) -> None:
+        alive = await bring("running")
+        for turns in range(5):
+            assert await interrupt(_follow(alive.backend), turns)
+
+    # The underlay
+
+    async def test_the_same_underlay_again_changes_nothing(
+        self, bring: Bring, underlay: Underlay, observe: Observe
+    ) -> None:
+        alive = await bring("given peers")
+        before = observe()
+        for _ in range(2):
+            device = await promptly(alive.backend.set_underlay(underlay))
+            assert device is None or device == alive.device
+            assert observe() == before
+
+    async def test_packets_fit_into_an_underlay_that_has_changed(self, bring: Bring, underlay: Underlay) -> None:
+        alive = await bring("running")
+        narrower = attrs.evolve(underlay, mtu=underlay.mtu - 100)
+        device = await promptly(alive.backend.set_underlay(narrower))
+        assert device is None or 68 <= device.mtu <= narrower.mtu - (underlay.mtu - alive.device.mtu)
+        assert await promptly(alive.backend.set_underlay(underlay)) in (None, alive.device)
+        assert not alive.running.done()
+
+    async def test_setting_the_underlay_can_be_cancelled_anywhere(self, bring: Bring, underlay: Underlay) -> None:
+        alive = await bring("running")
+        narrower = attrs.evolve(underlay, mtu=underlay.mtu - 100)
+        for turns in interruptions():
+            cancelled = await interrupt(alive.backend.set_underlay(narrower), turns)
+            assert await promptly(alive.backend.set_underlay(underlay)) in (None, alive.device)
+            assert not alive.running.done()
+            if not cancelled:
+                break
+
     # Routes and status
 
     async def test_routes_lead_to_every_peer_and_nowhere_else(
@@ -461,24 +523,21 @@ class BackendConformance(DriverConformance):
                 assert any(_within(subnet, destination) for destination in destinations), f"no route to {subnet}"
         assert all(route.kind == "unicast" and route.device for route in routes)
 
-    async def test_routes_are_pure(self, bring: Bring, make_peer: MakePeer) -> None:
+    async def test_routes_for_the_same_peers_are_the_same(self, bring: Bring, make_peer: MakePeer) -> None:
         alive = await bring("given peers")
         peers = [make_peer(2), make_peer(3)]
         routes = list(alive.backend.routes(peers))
-        fewer = list(alive.backend.routes(peers[:1]))
-        none = list(alive.backend.routes([]))
         assert peers == [make_peer(2), make_peer(3)]
         for _ in range(2):
             assert list(alive.backend.routes(peers)) == routes
             assert list(alive.backend.routes(tuple(peers))) == routes
-            assert list(alive.backend.routes(peers[:1])) == fewer
-            assert list(alive.backend.routes([])) == none
             await alive.backend.set_peers([make_peer(4)])
+            await alive.backend.set_peers(peers)
 
     async def test_asking_for_routes_changes_nothing(self, bring: Bring, make_peer: MakePeer, observe: Observe) -> None:
         alive = await bring("given peers")
         before = observe()
-        alive.backend.routes([make_peer(4)])
+        alive.backend.routes([make_peer(2), make_peer(3)])
         assert observe() == before
 
     @pytest.mark.parametrize("point", LIFE[1:])
@@ -536,6 +595,11 @@ class BackendConformance(DriverConformance):
             await changing
             await far_host.send(b"%d at last" % count)
             assert await promptly(far_host.receive()) == b"%d at last" % count
+
+
+async def _follow(backend: Backend) -> None:
+    while True:
+        await backend.changed()
 
 
 def _within(inner: Any, outer: Any) -> bool:

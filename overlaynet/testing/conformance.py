@@ -49,6 +49,8 @@ class Conformance:
     """What not every driver has, and what it means to have it."""
     lacks: ClassVar[Mapping[str, str]] = {}
     """Which of the capabilities this driver lacks, and why; tests that need one are skipped with the reason."""
+    optional_fixtures: ClassVar[Mapping[str, str]] = {}
+    """The fixtures that need not be overridden, and the capability that each stands for."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -64,15 +66,20 @@ class Conformance:
         """The event loop of the tests: asyncio with the real clock. Override it for a virtual one."""
         return "asyncio"
 
+    @pytest.fixture(autouse=True)
+    def _skip_what_is_lacking(self, request: pytest.FixtureRequest) -> None:
+        for fixture, capability in self.optional_fixtures.items():
+            if fixture in request.fixturenames:
+                self.needs(capability)
+
     def needs(self, capability: str) -> None:
         """Skip the test if the driver lacks the capability."""
         if capability in self.lacks:
             pytest.skip(f"it lacks {capability}: {self.lacks[capability]}")
 
-    def not_overridden(self, fixture: str, capability: str) -> NoReturn:
+    def not_overridden(self, fixture: str) -> NoReturn:
         """Skip the test, which needs a fixture that the subclass has not overridden."""
-        self.needs(capability)
-        pytest.skip(f"not tested, for want of {capability}: override the fixture {fixture!r}")
+        pytest.skip(f"not tested, for want of {self.optional_fixtures[fixture]}: override the fixture {fixture!r}")
 
 
 class DriverConformance(Conformance):

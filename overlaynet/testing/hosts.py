@@ -251,25 +251,18 @@ class KernelBackendConformance(BackendConformance):
         with contextlib.closing(WriteCounter(hosts.near.namespace)) as counter:
             yield counter
 
-    @pytest.fixture
-    def disturb(self, hosts: HostPair) -> Callable[[], None]:
-        """Takes the addresses and the MTU of the backend's devices away."""
+    @pytest.fixture(params=["addresses and MTU", "devices"])
+    def disturb(self, request: pytest.FixtureRequest, hosts: HostPair) -> Callable[[], None]:
+        """Takes the addresses and the MTU of the backend's devices away; or, in a second round, deletes the devices."""
 
         def disturb() -> None:
             for name in hosts.near.own_links():
-                hosts.near.namespace.ip(f"address flush dev {name}", f"link set {name} mtu 1000")
+                if request.param == "devices":
+                    hosts.near.namespace.ip(f"link delete {name}")
+                else:
+                    hosts.near.namespace.ip(f"address flush dev {name}", f"link set {name} mtu 1000")
 
         return disturb
-
-    @pytest.fixture
-    def break_it(self, hosts: HostPair) -> Callable[[Backend], None]:
-        """Deletes the backend's devices."""
-
-        def delete(backend: Backend) -> None:
-            for name in hosts.near.own_links():
-                hosts.near.namespace.ip(f"link delete {name}")
-
-        return delete
 
     @pytest.fixture
     def far_host(self, hosts: HostPair) -> FarHost:

@@ -45,6 +45,14 @@ class RouterConformance(DriverConformance):
         "refusal": "there is a route that is refused; needs the fixture `refused`",
         "changes": "it notices changes by others; needs the fixture `disturb`",
     }
+    optional_fixtures: ClassVar[Mapping[str, str]] = {
+        "installed": "observation",
+        "add_foreign": "foreign routes",
+        "foreign": "foreign routes",
+        "count_writes": "write counts",
+        "refused": "refusal",
+        "disturb": "changes",
+    }
 
     @pytest.fixture
     def make_router(self) -> MakeRouter:
@@ -54,32 +62,32 @@ class RouterConformance(DriverConformance):
     @pytest.fixture
     def installed(self) -> Installed:
         """Tells which routes of ``overlay0``'s instance are in force, found out without the router's help if possible."""
-        self.not_overridden("installed", "observation")
+        self.not_overridden("installed")
 
     @pytest.fixture
     def add_foreign(self) -> AddForeign:
         """Adds a route to a destination as somebody else would; it is among those that :meth:`foreign` lists."""
-        self.not_overridden("add_foreign", "foreign routes")
+        self.not_overridden("add_foreign")
 
     @pytest.fixture
     def foreign(self) -> Callable[[], list[str]]:
         """Tells which routes of others are in force."""
-        self.not_overridden("foreign", "foreign routes")
+        self.not_overridden("foreign")
 
     @pytest.fixture
     def count_writes(self) -> CountWrites:
         """Tells how many changes were made to the routes since it was called last."""
-        self.not_overridden("count_writes", "write counts")
+        self.not_overridden("count_writes")
 
     @pytest.fixture
     def refused(self) -> Route:
         """A route that cannot be applied."""
-        self.not_overridden("refused", "refusal")
+        self.not_overridden("refused")
 
     @pytest.fixture
     def disturb(self) -> Callable[[], None]:
         """Deletes a route of the router's by hand."""
-        self.not_overridden("disturb", "changes")
+        self.not_overridden("disturb")
 
     @pytest.fixture
     def make_driver(self, make_router: MakeRouter) -> Callable[[], Driver]:

@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import json
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar, TypeAlias
@@ -50,11 +50,16 @@ class StoreConformance(DriverConformance):
     """The laws of stores. A subclass overrides :meth:`make_store`, and what else it can."""
 
     axis = "store"
-    capabilities: ClassVar[dict[str, str]] = {
+    capabilities: ClassVar[Mapping[str, str]] = {
         "lifetimes": "leases that are not renewed expire; the fixture `lifetime` says how soon they can",
         "malformed records": "somebody can write what is no lease into it; needs the fixture `damage`",
         "foreign leases": "leases that name no node, as flannel's, can be in it; needs the fixture `add_foreign`",
         "outages": "it can be out of reach; needs the fixture `outage`",
+    }
+    optional_fixtures: ClassVar[Mapping[str, str]] = {
+        "damage": "malformed records",
+        "add_foreign": "foreign leases",
+        "outage": "outages",
     }
 
     @pytest.fixture
@@ -73,17 +78,17 @@ class StoreConformance(DriverConformance):
     @pytest.fixture
     def damage(self) -> Callable[[], Awaitable[None]]:
         """Writes a record that cannot be read where the leases are, as a careless hand could."""
-        self.not_overridden("damage", "malformed records")
+        self.not_overridden("damage")
 
     @pytest.fixture
     def add_foreign(self) -> AddForeign:
         """Writes a lease on a subnet for an address, which names no node."""
-        self.not_overridden("add_foreign", "foreign leases")
+        self.not_overridden("add_foreign")
 
     @pytest.fixture
     def outage(self) -> Callable[[], None]:
         """Puts the stores that the test has made out of reach."""
-        self.not_overridden("outage", "outages")
+        self.not_overridden("outage")
 
     @pytest.fixture
     def make_driver(self, make_store: MakeStore) -> Callable[[], Driver]:

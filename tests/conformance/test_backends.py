@@ -15,6 +15,7 @@ class TestFakeBackend(BackendConformance):
         "conflicts": "any number of fakes can be on one host",
         "earlier runs": "nothing of a fake outlives it",
         "repair": "nobody can disturb a fake",
+        "changes": "nobody can disturb a fake",
         "delivery": "a fake that is by itself carries no packets",
     }
 

@@ -70,7 +70,7 @@ def test_a_law_that_is_broken_shows_its_values(tmp_path: Path) -> None:
     output = run_pytest(
         tmp_path,
         "-k",
-        "create or routes_are_pure",
+        "create or routes_for_the_same",
         test_mine="""
             import pytest
             from overlaynet.stores.memory import MemoryStore, MemoryTable

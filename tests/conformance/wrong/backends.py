@@ -38,6 +38,7 @@ class Host:
         self.peers: frozenset[Peer] = frozenset()
         self.writes = 0
         self.closed_too_early = False
+        self.disturbed = asyncio.Event()
         self.arrived: asyncio.Queue[bytes] = asyncio.Queue()
 
 
@@ -82,9 +83,18 @@ class Model(Backend):
         assert self.network is not None
         return [Route(overlay, device=self.options.name) for overlay in self.network]
 
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        self.mtu = underlay.mtu - 28
+        await asyncio.sleep(0)
+        return Device(self.options.name, self.mtu)
+
     async def run(self) -> None:
         await self.broken.wait()
         raise BackendError("the device has gone")
+
+    async def changed(self) -> None:
+        await self.host.disturbed.wait()
+        self.host.disturbed.clear()
 
     def status(self) -> Mapping[str, JSON]:
         return {"peers": {str(peer.subnets): str(peer.public_ipv4) for peer in self.host.peers}}
@@ -155,6 +165,7 @@ class Suite(BackendConformance):
     def disturb(self, host: Host) -> Callable[[], None]:
         def disturb() -> None:
             host.peers = frozenset()
+            host.disturbed.set()
 
         return disturb
 
@@ -285,6 +296,10 @@ class TooNarrow(Model):
     async def start(self, lease: Lease) -> Device:
         return attrs.evolve(await super().start(lease), mtu=60)
 
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        await super().set_underlay(underlay)
+        return None
+
 
 @wrong("test_it_can_be_closed_at_any_point_and_twice")
 class RaisingWhenClosedAgain(Model):
@@ -336,6 +351,16 @@ class NotGivingItsNameBack(Model):
         if self.host.device is self and not self.started:
             self.host.closed_too_early = True
         await super().aclose()
+
+
+@wrong("test_after_a_restart_it_is_the_same_instance")
+class WithARandomInstance(Model):
+    async def start(self, lease: Lease) -> Device:
+        return attrs.evolve(await super().start(lease), instance=f"model-{id(self)}")
+
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        await super().set_underlay(underlay)
+        return None
 
 
 @wrong("test_a_second_one_is_refused_and_changes_nothing")
@@ -495,6 +520,46 @@ class TrustingItsMemory(Model):
         self.known = frozenset(peers)
 
 
+@wrong("test_a_disturbance_is_noticed")
+class DeafToChanges(Model):
+    async def changed(self) -> None:
+        await asyncio.Event().wait()
+
+
+@wrong("test_waiting_for_a_change_can_be_cancelled")
+class RaisingWhenCancelled(Model):
+    async def changed(self) -> None:
+        try:
+            await super().changed()
+        except asyncio.CancelledError:
+            raise BackendError("it does not want to end") from None
+
+
+# The underlay
+
+
+@wrong("test_the_same_underlay_again_changes_nothing")
+class BindingAgain(Model):
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        self.host.left = "another socket"
+        return await super().set_underlay(underlay)
+
+
+@wrong("test_packets_fit_into_an_underlay_that_has_changed")
+class KeepingItsMTU(Model):
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        return await super().set_underlay(attrs.evolve(underlay, mtu=1500))
+
+
+@wrong("test_setting_the_underlay_can_be_cancelled_anywhere")
+class HoldingOnToTheUnderlay(Model):
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        try:
+            return await super().set_underlay(underlay)
+        except asyncio.CancelledError:
+            return None
+
+
 # Routes and status
 
 
@@ -504,7 +569,7 @@ class RoutingItsOwnSubnet(Model):
         return [*super().routes(peers), Route(IPv4Network("10.244.1.0/24"), device=self.options.name)]
 
 
-@wrong("test_routes_are_pure")
+@wrong("test_routes_for_the_same_peers_are_the_same")
 class RoutingByMood(Model):
     asked = 0
 
@@ -516,7 +581,7 @@ class RoutingByMood(Model):
 @wrong("test_asking_for_routes_changes_nothing")
 class RoutingBySideEffect(Model):
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
-        self.host.peers |= {peer for peer in peers if peer.node == "peer-4"}
+        self.host.left = "a route"
         return super().routes(peers)
 
 

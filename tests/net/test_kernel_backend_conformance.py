@@ -1,0 +1,76 @@
+"""The laws of backends, for those whose packets stay in the kernel, on a real one."""
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import ClassVar
+
+import pytest
+
+from overlaynet.backends.host_gw import HostGwBackend
+from overlaynet.backends.vxlan import VxlanBackend
+from overlaynet.drivers import Backend
+from overlaynet.model import LeaseData, Peer, Subnets
+from overlaynet.testing import KernelBackendConformance
+from overlaynet.testing.backends import MakeBackend, MakePeer, Observe
+from overlaynet.testing.hosts import HostPair
+
+
+def peer(number: int, data: LeaseData) -> Peer:
+    """The peer with a number, and what its backend publishes."""
+    subnet, host = IPv4Network(f"10.244.{number}.0/24"), IPv4Address(f"192.0.2.{number}")
+    return Peer(Subnets(subnet), host, node=f"peer-{number}", data=data)
+
+
+class TestVxlan(KernelBackendConformance):
+    lacks: ClassVar[Mapping[str, str]] = {
+        "failure": "a device that is deleted is made again",
+        "changes": "they are left to the audit",
+    }
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        return lambda: VxlanBackend(VxlanBackend.Options())
+
+    @pytest.fixture
+    def make_peer(self) -> MakePeer:
+        return lambda number: peer(number, LeaseData("vxlan", {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}))
+
+    @pytest.fixture
+    def crash(self) -> Callable[[Backend], None]:
+        def crash(backend: Backend) -> None:
+            assert isinstance(backend, VxlanBackend)
+            assert backend._claim is not None
+            backend._claim.close()
+
+        return crash
+
+
+class TestHostGw(KernelBackendConformance):
+    lacks: ClassVar[Mapping[str, str]] = {
+        "failure": "it has nothing that could fail",
+        "repair": "it makes nothing that could be disturbed",
+        "changes": "it makes nothing that could be disturbed",
+        "earlier runs": "it leaves nothing behind: its routes are the router's",
+    }
+
+    @pytest.fixture
+    def backends(self) -> list[Backend]:
+        """Those that were made, the newest last."""
+        return []
+
+    @pytest.fixture
+    def make_backend(self, backends: list[Backend]) -> MakeBackend:
+        def make() -> Backend:
+            backends.append(HostGwBackend(HostGwBackend.Options()))
+            return backends[-1]
+
+        return make
+
+    @pytest.fixture
+    def make_peer(self) -> MakePeer:
+        return lambda number: peer(number, LeaseData("host-gw"))
+
+    @pytest.fixture
+    def observe(self, hosts: HostPair, backends: list[Backend]) -> Observe:
+        """The kernel, and the hosts that routes are to lead to, which the backend only tells."""
+        return lambda: (hosts.near.observe(), [peers for b in backends if (peers := b.status()["peers"])])
