@@ -645,7 +645,8 @@ def test_a_scan_gets_no_more_errors_than_allowed(hosts: tuple[Host, Host]) -> No
             if number % 300 == 0:  # no more than the device's queue holds
                 eventually(functools.partial(lambda count: drops(backend).get("no_route") == count, number))
     sent: Any = backend.status()["unreachables_sent"]
-    assert 0 < sent <= 100 + 1000 * (time.monotonic() - begin)
+    # The engine looks at a clock that moves in steps of up to 10 ms.
+    assert 0 < sent <= 100 + 1000 * (time.monotonic() - begin + 0.01)
     assert sent < 3000
 
 

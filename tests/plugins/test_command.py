@@ -181,7 +181,8 @@ def test_run_with_strict_plugins_ends_at_a_broken_one(
     install: Install, given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     install("bad", "2.0", "[overlaynet.plugins]\nbad = bad_gone\n")
-    arguments = ["run", "--store", "memory"]
+    # In this process, whose privileges later tests need.
+    arguments = ["run", "--store", "memory", "--privileges", "keep"]
     if given == "flag":
         arguments.append("--strict-plugins")
     elif given == "environment":

@@ -564,6 +564,7 @@ def test_a_change_of_the_table_does_not_touch_other_packets(rig: Rig) -> None:
             number += 1
             extra = EnginePeer(node(100 + number % 100), ip_address(rig.wire.getsockname()[0]), 9)
             rig.engine.set_table(PeerTable(OWN, (*rig.table.peers, extra)))
+            time.sleep(0.0005)  # or an engine in Python would wait for the interpreter most of the time
 
     swapper = threading.Thread(target=swap)
     swapper.start()
