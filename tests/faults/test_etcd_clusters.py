@@ -6,10 +6,10 @@ import functools
 import itertools
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.anyio
 PATIENCE = 30.0
 NETWORK = network.parse('{"Network": "10.244.0.0/16"}')
 
+T = TypeVar("T")
 MakeStore = Callable[[Sequence[EtcdServer]], EtcdStore]
 
 _numbers = itertools.count()
@@ -76,15 +77,22 @@ async def until(
     raise AssertionError("the watch ended")
 
 
-async def create(table: Table, key: str) -> Record:
-    """Write as the daemon does: again, as long as etcd does not serve."""
+async def served(request: Callable[[], Awaitable[T]]) -> T:
+    """Ask as the daemon does: again, as long as etcd does not serve."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(StoreUnavailable):
-                record = await table.create(key, b"", 600.0) or await table.get(key)
-                assert record is not None
-                return record
+                return await request()
             await asyncio.sleep(0.05)
+
+
+async def create(table: Table, key: str) -> Record:
+    async def request() -> Record:
+        record = await table.create(key, b"", 600.0) or await table.get(key)
+        assert record is not None
+        return record
+
+    return await served(request)
 
 
 @pytest.mark.parametrize("returned", ["the first lost returns first", "the last lost returns first"])
@@ -134,9 +142,11 @@ async def test_a_hung_leader_is_passed_over(cluster: EtcdCluster, make_store: Ma
         leader.pause()
         await create(store.table, "subnets/after")
         await until(listings, lambda listing: "subnets/after" in listing)
-        leader.resume()  # it takes itself for the leader still, and holds what it knew then
+        # It takes itself for the leader still, and holds what it knew then; soon it knows better, and for a moment of none.
+        leader.resume()
         former = make_store([leader]).table
-        assert set(await former.list("subnets/")) == {"subnets/before", "subnets/after"}
+        found = await served(lambda: former.list("subnets/"))
+        assert set(found) == {"subnets/before", "subnets/after"}
         assert await former.get("subnets/before") == before
 
 
