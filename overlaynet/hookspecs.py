@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from overlaynet.cli.commands import Commands
+    from overlaynet.commands import Commands
     from overlaynet.drivers import Driver
     from overlaynet.model import Lease, Peer
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 
 from overlaynet import config, options
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.devices import find_leftovers, is_in_use
 from overlaynet.errors import ConfigError
 from overlaynet.netlink import Netlink, netlink

@@ -11,7 +11,7 @@ import attrs
 
 from overlaynet import config, network, options
 from overlaynet.cli._store import add_store_flags, read_document, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError
 from overlaynet.plugins import Plugins

@@ -13,8 +13,7 @@ Install = Callable[..., None]
 
 OBSERVER = """\
 '''Says hello.'''
-from overlaynet.api import hookimpl
-from overlaynet.cli.commands import Command
+from overlaynet.api import Command, hookimpl
 
 @hookimpl
 def overlaynet_cli(commands):
