@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from overlaynet import config, joining, lease_keeping, options, subnet_file
+from overlaynet import joining, lease_keeping, subnet_file
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import (
     BackendError,
@@ -216,13 +216,7 @@ class Daemon:
 
     async def _start(self, stack: AsyncExitStack) -> _Node:
         settings, plugins, store = self._settings, self._plugins, self._store
-        router_class = plugins.driver("router", settings.router)
-        router_options = options.parse(
-            router_class.Options,
-            {},
-            f"router {settings.router}",
-            texts=config.key_values(settings.router_option, "--router-option"),
-        )
+        make_router = joining.find_router(plugins, settings)
         path = Path(settings.subnet_file)
         while True:
             found = await joining.find_network(store, settings, plugins, self._health)
@@ -270,7 +264,7 @@ class Daemon:
         plugins.notify("overlaynet_lease_acquired", lease=lease)
         device = await backend.start(lease)
         log.info("device up", extra=fields(device=device.name, mtu=device.mtu))
-        router = router_class(router_options)
+        router = make_router()
         stack.push_async_callback(router.aclose)
         await router.open(device.instance)
         self._node = node = _Node(network, backend, router, device, underlay, keeper)

@@ -26,7 +26,8 @@ def overlaynet_driver(axis: str, name: str) -> type[Driver] | None:
     """Answer for the driver ``name`` on ``axis`` (``"store"``, ``"backend"`` or ``"router"``), or return ``None``.
 
     The first answer wins. The core's own, last-resort answer is the driver that stands under that name in the axis's
-    entry-point group; this hook is for drivers that have no entry point, as in tests.
+    entry-point group; this hook is for drivers that have no entry point, as in tests. Every command that needs a driver
+    asks here.
     """
 
 
