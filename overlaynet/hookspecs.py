@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("overlaynet")
 hookimpl = pluggy.HookimplMarker("overlaynet")
+"""Marks a function as the implementation of the hook of its name, or of the one given as ``specname``."""
 
 
 @hookspec(firstresult=True)
