@@ -69,6 +69,7 @@ class _Node:
     router: Router
     device: Device
     underlay: Underlay
+    """What the backend has followed last."""
     keeper: LeaseKeeper
     peers: tuple[Peer, ...] = ()
     snapshot: Snapshot | None = None
@@ -76,6 +77,8 @@ class _Node:
     subnet_file: str = ""
     """The text that was written last."""
     ready: bool = False
+    underlay_refused: bool = False
+    """The backend could not follow the underlay: it is told of the next one, even of the one that it had."""
 
     @property
     def lease(self) -> Lease:
@@ -353,8 +356,10 @@ class Daemon:
         if not self._underlay_due:
             return
         underlay, _ = await self._find_underlay(node.network)
-        if underlay != node.underlay:
+        if underlay != node.underlay or node.underlay_refused:
+            node.underlay_refused = True  # how far the backend came, if it raises, only it knows
             device = await node.backend.set_underlay(underlay)
+            node.underlay_refused = False
             log.warning(
                 "underlay changed",
                 extra=fields(
