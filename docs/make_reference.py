@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from overlaynet import config, drivers, hookspecs, options, table, testing
+from overlaynet import api, config, drivers, errors, hookspecs, leases, model, options, table, testing
 from overlaynet.cli import BUILT_IN
 from overlaynet.entry_points import GROUPS as AXES
 from overlaynet.plugins import Plugins
@@ -27,6 +28,8 @@ BUILT_IN_DRIVERS = {
     "router": ("netlink", "memory"),
 }
 
+CONTRACTS = (drivers.Driver, drivers.Store, leases.TableStore, drivers.Backend, drivers.Router, table.Table)
+
 HEAD = """\
 # Reference
 
@@ -34,8 +37,8 @@ HEAD = """\
 
 Contents: [commands](#commands) · [settings](#settings) · [the network document](#the-network-document) ·
 [options of the built-in drivers](#options-of-the-built-in-drivers) · [hooks](#hooks) ·
-[driver contracts](#driver-contracts) · [test suites](#test-suites) · [the in-process network](#the-in-process-network) ·
-[files and exit statuses](#files-and-exit-statuses)
+[driver contracts](#driver-contracts) · [what drivers import](#what-drivers-import) · [test suites](#test-suites) ·
+[the in-process network](#the-in-process-network) · [files and exit statuses](#files-and-exit-statuses)
 """
 
 NETWORK_DOCUMENT = """\
@@ -93,6 +96,7 @@ def render() -> str:
             *driver_options(),
             *hooks(),
             *contracts(),
+            *imports(),
             *suites(),
             *in_process_network(),
             FILES,
@@ -166,14 +170,91 @@ def contracts() -> Iterator[str]:
     """What each axis's class asks of a driver, and the table that most stores are made of."""
     yield "## Driver contracts\n"
     yield f"Entry-point groups: {', '.join(f'`{group}` ({axis}s)' for axis, group in AXES.items())}.\n"
-    for cls in (drivers.Driver, drivers.Store, drivers.Backend, drivers.Router, table.Table):
+    yield f"### `API = {drivers.API}`\n\n{attribute_texts(drivers)['API']}\n"
+    for cls in CONTRACTS:
         yield f"### `{cls.__name__}`\n\n{inspect.getdoc(cls)}\n"
-        for name, member in vars(cls).items():
-            if not name.startswith("_") and inspect.isfunction(member):
-                kind = "async " if inspect.iscoroutinefunction(member) else ""
-                required = "" if getattr(member, "__isabstractmethod__", False) else " (optional)"
-                parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
-                yield f"#### `{kind}{cls.__name__}.{name}({parameters})`{required}\n\n{inspect.getdoc(member)}\n"
+        texts = attribute_texts(cls)
+        for name, member in contract_members(cls):
+            if not inspect.isfunction(member):
+                shown = member.__name__ if isinstance(member, type) else member
+                yield f"#### `{cls.__name__}.{name} = {shown}`\n\n{texts[name]}\n"
+                continue
+            kind = "async " if inspect.iscoroutinefunction(member) else ""
+            required = "" if getattr(member, "__isabstractmethod__", False) else " (optional)"
+            parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
+            yield f"#### `{kind}{cls.__name__}.{name}({parameters})`{required}\n\n{inspect.getdoc(member)}\n"
+
+
+def contract_members(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """What a driver gives of its own: class attributes and methods, but those that only keep what a base asks for."""
+    for name, member in vars(cls).items():
+        public = not name.startswith("_") or getattr(member, "__isabstractmethod__", False)
+        if public and not isinstance(member, property) and (member.__doc__ or not inspect.isfunction(member)):
+            yield name, member
+
+
+def attribute_texts(owner: Any) -> Mapping[str, str]:
+    """The sentences that stand below the attributes of a class or module. From the source: Python keeps none of them."""
+    tree = ast.parse(inspect.getsource(owner))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else tree.body
+    found = {}
+    for statement, following in itertools.pairwise(body):
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(statement, ast.Assign):
+            target = statement.targets[0]
+        text = following.value if isinstance(following, ast.Expr) else None
+        if isinstance(target, ast.Name) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            found[target.id] = inspect.cleandoc(text.value)
+    return found
+
+
+def imports() -> Iterator[str]:
+    """The rest of what overlaynet.api offers: values, functions and errors."""
+    yield "## What drivers import\n"
+    yield (
+        "All of it, and the classes above, from `overlaynet.api`. Tests import `overlaynet.testing`, too; what stands in "
+        "other modules may change at any time.\n"
+    )
+    offered = {name: getattr(api, name) for name in api.__all__}
+    classes = [each for each in offered.values() if isinstance(each, type) and each not in CONTRACTS]
+    yield "### Values\n"
+    for module, names in ((model, ("IPAddress", "IPNetwork", "JSON")), (hookspecs, ("hookimpl",))):
+        for name in names:
+            yield f"- `{name}`: {_one_line(attribute_texts(module)[name])}"
+    yield ""
+    for cls in classes:
+        if not issubclass(cls, Exception):
+            yield f"#### `{cls.__name__}`\n\n{inspect.getdoc(cls)}\n"
+            yield from _fields(cls)
+            yield from _members(cls)
+    yield "### Functions\n"
+    for name, function in offered.items():
+        if inspect.isfunction(function):
+            yield f"#### `{name}({', '.join(inspect.signature(function).parameters)})`\n\n{inspect.getdoc(function)}\n"
+    yield "### Errors\n"
+    for cls in classes:
+        if issubclass(cls, Exception):
+            base = "" if cls is errors.OverlaynetError else f", a kind of `{cls.__base__.__name__}`"
+            yield f"- `{cls.__name__}`{base}: {_sentence(cls)}"
+    yield ""
+
+
+def _fields(cls: type[Any]) -> Iterator[str]:
+    if not attrs.has(cls) or not attrs.fields(cls):
+        return
+    texts = attribute_texts(cls)
+    yield "| field | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for field in attrs.fields(cls):
+        default = "required" if field.default is attrs.NOTHING else _field_default(field.default)
+        yield f"| `{field.name}` | `{_cell(str(field.type))}` | {default} | {_cell(_one_line(texts.get(field.name, '')))} |"
+    yield ""
+
+
+def _field_default(value: Any) -> str:
+    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+        return "see there" if value.takes_self else f"`{value.factory()!r}`"
+    return f"`{value!r}`"
 
 
 def suites() -> Iterator[str]:
@@ -224,20 +305,29 @@ def in_process_network() -> Iterator[str]:
     yield "It is used as [the how-to](how-to.md#whole-daemons-without-root) shows.\n"
     for cls in (testing.Network, testing.Node, flow.Packet, flow.Step, flow.Kind):
         yield f"### `{cls.__name__}`\n\n{inspect.getdoc(cls)}\n"
-        for name, member in vars(cls).items():
-            if name.startswith("_"):
-                continue
-            if isinstance(member, property):
-                yield f"- `{name}`: {_sentence(member)}"
-            elif inspect.isfunction(member):
-                parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
-                kind = "await " if inspect.iscoroutinefunction(member) else ""
-                yield f"- `{kind}{name}({parameters})`: {_sentence(member)}"
+        yield from _members(cls)
+
+
+def _members(cls: type[Any]) -> Iterator[str]:
+    """The methods and properties of a class, each in a line."""
+    members = [(name, member) for name, member in vars(cls).items() if not name.startswith("_")]
+    for name, member in members:
+        if isinstance(member, property):
+            yield f"- `{name}`: {_sentence(member)}"
+        elif inspect.isfunction(member):
+            parameters = ", ".join(p for p in inspect.signature(member).parameters if p != "self")
+            kind = "await " if inspect.iscoroutinefunction(member) else ""
+            yield f"- `{kind}{name}({parameters})`: {_sentence(member)}"
+    if any(isinstance(member, property) or inspect.isfunction(member) for _, member in members):
         yield ""
 
 
 def _sentence(member: object) -> str:
-    return " ".join(str(inspect.getdoc(member)).split())
+    return _one_line(str(inspect.getdoc(member)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _default(value: object) -> str:

@@ -5,7 +5,7 @@ entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``ove
 module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
 """
 
-from overlaynet.cli.commands import Command, Commands
+from overlaynet.commands import Command, Commands
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
 from overlaynet.errors import (
     BackendError,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from overlaynet import config, joining, lease_keeping, options, subnet_file
+from overlaynet import joining, lease_keeping, subnet_file
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import (
     BackendError,
@@ -69,6 +69,7 @@ class _Node:
     router: Router
     device: Device
     underlay: Underlay
+    """What the backend has followed last."""
     keeper: LeaseKeeper
     peers: tuple[Peer, ...] = ()
     snapshot: Snapshot | None = None
@@ -76,6 +77,8 @@ class _Node:
     subnet_file: str = ""
     """The text that was written last."""
     ready: bool = False
+    underlay_refused: bool = False
+    """The backend could not follow the underlay: it is told of the next one, even of the one that it had."""
 
     @property
     def lease(self) -> Lease:
@@ -216,13 +219,7 @@ class Daemon:
 
     async def _start(self, stack: AsyncExitStack) -> _Node:
         settings, plugins, store = self._settings, self._plugins, self._store
-        router_class = plugins.driver("router", settings.router)
-        router_options = options.parse(
-            router_class.Options,
-            {},
-            f"router {settings.router}",
-            texts=config.key_values(settings.router_option, "--router-option"),
-        )
+        make_router = joining.find_router(plugins, settings)
         path = Path(settings.subnet_file)
         while True:
             found = await joining.find_network(store, settings, plugins, self._health)
@@ -270,7 +267,7 @@ class Daemon:
         plugins.notify("overlaynet_lease_acquired", lease=lease)
         device = await backend.start(lease)
         log.info("device up", extra=fields(device=device.name, mtu=device.mtu))
-        router = router_class(router_options)
+        router = make_router()
         stack.push_async_callback(router.aclose)
         await router.open(device.instance)
         self._node = node = _Node(network, backend, router, device, underlay, keeper)
@@ -359,8 +356,10 @@ class Daemon:
         if not self._underlay_due:
             return
         underlay, _ = await self._find_underlay(node.network)
-        if underlay != node.underlay:
+        if underlay != node.underlay or node.underlay_refused:
+            node.underlay_refused = True  # how far the backend came, if it raises, only it knows
             device = await node.backend.set_underlay(underlay)
+            node.underlay_refused = False
             log.warning(
                 "underlay changed",
                 extra=fields(

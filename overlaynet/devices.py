@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
-from overlaynet.netlink import Link, Netlink
+from overlaynet.model import IPAddress, Peer
+from overlaynet.netlink import Link, Netlink, NetlinkError, netlink
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 15
@@ -81,9 +85,32 @@ def find_leftovers(kernel: Netlink, name: str) -> list[Link]:
     return [link for link in found if link.kind == "vxlan" and link.alias == ALIAS.format("vxlan")]
 
 
+def name_is_taken(name: str, kind: str) -> str:
+    """What to say when a device cannot have its name, as an interface of this kind (as far as is known) has it."""
+    what = f"another interface ({kind})" if kind else "another interface"
+    return (
+        f"the device name {name} is taken by {what}; delete that with `ip link delete {name}`, "
+        f"or choose another Name in the network document's Backend"
+    )
+
+
+def find_on_link(kernel: Netlink, peers: Sequence[Peer], interface: str) -> frozenset[IPAddress]:
+    """The addresses of the peers' hosts that are on the same link as this host, by the interface."""
+    hosts = {host for peer in peers for host in (peer.public_ipv4, peer.public_ipv6) if host is not None}
+    return frozenset(host for host in hosts if kernel.is_on_link(host, interface))
+
+
 def is_in_use(kernel: Netlink, name: str) -> bool:
     """True if the overlay ``name`` seems to have a daemon that runs, or its device's name is somebody else's."""
     return is_claimed(name) or (kernel.link(name) is not None and not find_leftovers(kernel, name))
+
+
+async def ask(function: Callable[[Netlink], T]) -> T:
+    """Call ``function`` in a thread, with netlink. :raises BackendError: if the kernel refuses."""
+    try:
+        return await netlink(function)
+    except NetlinkError as error:
+        raise BackendError(str(error)) from error
 
 
 class Parameters:
@@ -93,20 +120,26 @@ class Parameters:
         self._directory = directory
         self._unwritable: set[Path] = set()
 
-    def set(self, version: int, device: str, name: str, value: str) -> None:
-        """Set a parameter of a device for an IP version. Idempotent; one that the kernel does not have is left out."""
+    def set(self, version: int, device: str, name: str, value: str) -> bool:
+        """Set a parameter of a device for an IP version; True if it had another value. Idempotent.
+
+        A parameter for IPv6 that does not exist is left out: kernels, and MTUs, without IPv6 have none.
+        """
         path = self._directory / f"ipv{version}" / "conf" / device / name
-        if not path.exists():  # a kernel, or an MTU, without IPv6
-            return
+        if version == 6 and not path.exists():
+            return False
         try:
-            if path.read_text().strip() != value:
-                path.write_text(value)
+            if path.read_text().strip() == value:
+                return False
+            path.write_text(value)
         except OSError as error:
             if path not in self._unwritable:
                 self._unwritable.add(path)
                 log.warning(
                     "kernel parameter not set", extra=fields(parameter=path, wanted=value, reason=error.strerror)
                 )
+            return False
+        return True
 
 
 def _address(name: str) -> str:

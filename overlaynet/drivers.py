@@ -32,10 +32,12 @@ from overlaynet.model import (
 from overlaynet.network import Network
 
 API = (1, 0)
-"""Version of the contract: all that :mod:`overlaynet.api` offers.
+"""Version of the contract: all that :mod:`overlaynet.api` offers, and the hooks.
 
-A driver fits if its major number is equal and its minor not greater. A new minor version only adds: optional methods,
-fields with defaults, hooks, arguments of hooks. A new major version may take away or change what there is.
+A driver says by its class attribute ``api`` which version it was written for. It fits if its major number is equal, and
+its minor number not greater; else it is refused when it is loaded, by a message that names both versions and what to
+upgrade. A new minor version only adds: names, methods and class attributes with a default, fields and options of fields
+with a default, hooks, arguments of hooks. A new major version may take away what there is, change it, or ask for more.
 """
 
 
@@ -51,9 +53,15 @@ class Driver(abc.ABC):
     """
 
     api: ClassVar[tuple[int, int]] = (1, 0)
-    """The version of the contract that the driver was written for."""
+    """The version of the contract that the driver was written for, as a pair of numbers: the lowest that has all it needs.
+
+    A driver that does not say is taken to be written for 1.0. See :data:`overlaynet.api.API` for what fits.
+    """
     Options: ClassVar[type[Any]] = NoOptions
-    """An attrs class whose fields are the driver's options; see :mod:`overlaynet.options`."""
+    """An attrs class whose fields, made by :func:`overlaynet.api.option`, are the driver's options.
+
+    They are read and checked before the driver is made, so that ``self.options`` is always an instance of it.
+    """
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -166,7 +174,10 @@ class Backend(Driver):
     """
 
     node_settings: ClassVar[frozenset[str]] = frozenset()
-    """Names of keyword arguments that the constructor takes beside the options: what each node's settings decide."""
+    """Names of keyword arguments that the constructor takes beside the options: what each node's settings decide.
+
+    The core gives those that it has a setting for, for the backend of that name, and no others.
+    """
 
     backstop: ClassVar[bool] = True
     """Whether the core keeps ``unreachable`` routes for the overlay, so that no packet for it leaves by the default route.

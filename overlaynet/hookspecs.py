@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from overlaynet.cli.commands import Commands
+    from overlaynet.commands import Commands
     from overlaynet.drivers import Driver
     from overlaynet.model import Lease, Peer
 
 hookspec = pluggy.HookspecMarker("overlaynet")
 hookimpl = pluggy.HookimplMarker("overlaynet")
+"""Marks a function as the implementation of the hook of its name, or of the one given as ``specname``."""
 
 
 @hookspec(firstresult=True)
@@ -26,7 +27,8 @@ def overlaynet_driver(axis: str, name: str) -> type[Driver] | None:
     """Answer for the driver ``name`` on ``axis`` (``"store"``, ``"backend"`` or ``"router"``), or return ``None``.
 
     The first answer wins. The core's own, last-resort answer is the driver that stands under that name in the axis's
-    entry-point group; this hook is for drivers that have no entry point, as in tests.
+    entry-point group; this hook is for drivers that have no entry point, as in tests. Every command that needs a driver
+    asks here.
     """
 
 

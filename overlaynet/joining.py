@@ -9,13 +9,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import attrs
 
 from overlaynet import config, options
 from overlaynet import network as documents
-from overlaynet.drivers import Backend, Store
+from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import ConfigError, StoreUnavailable
 from overlaynet.health import REMINDER, Health
 from overlaynet.logs import fields
@@ -100,6 +101,17 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
     known = {argument: arguments[argument] for argument in backend_class.node_settings & arguments.keys()}
     backend: Backend = backend_class(parsed, **known)
     return backend
+
+
+def find_router(plugins: Plugins, settings: Settings) -> Callable[[], Router]:
+    """What makes the router that the settings name, with its options.
+
+    :raises PluginError: if it is not installed, or broken.
+    :raises ConfigError: if its options are wrong.
+    """
+    router_class: type[Router] = plugins.driver("router", settings.router)
+    texts = config.key_values(settings.router_option, "--router-option")
+    return partial(router_class, options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
 
 
 async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> tuple[Lease, float]:

@@ -13,8 +13,11 @@ from typing import Literal, TypeAlias
 import attrs
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+"""An address of either version, of the standard library's ``ipaddress``."""
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+"""A network of either version, of the standard library's ``ipaddress``."""
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+"""What JSON can say: the type of what backends publish, and of what they report."""
 
 
 @attrs.frozen

@@ -49,7 +49,7 @@ class AllocBackend(Backend):
     async def start(self, lease: Lease) -> Device:
         """The device is the underlay's interface, which is left alone."""
         if self._underlay is None:
-            raise BackendError("the alloc backend is started after it was opened; this is a defect of its caller")
+            raise BackendError("the alloc backend is not open; this is a defect of its caller")
         return self._device(self._underlay)
 
     async def set_underlay(self, underlay: Underlay) -> Device:

@@ -1,4 +1,4 @@
-"""The extension backend: runs an operator's commands when the node starts, when peers come and go, and when it stops."""
+"""The extension backend: runs an operator's commands when the node starts and stops, and when peers or its underlay change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ClassVar
 import attrs
 
 from overlaynet.backends._command import CommandFailed, Output, check_command, expand, run
+from overlaynet.devices import Claim, check_name
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
@@ -36,6 +37,11 @@ class ExtensionOptions:
     subnet_remove_command: str = option(
         "", "Run for each peer that goes or changes, and for all of them at the end", check=check_command
     )
+    underlay_change_command: str = option(
+        "",
+        "Run when this node's interface, its MTU or its addresses have changed; flannel has none",
+        check=check_command,
+    )
     shutdown_command: str = option(
         "", "Run when the node stops, also after a start that failed; flannel has none", check=check_command
     )
@@ -52,8 +58,8 @@ class ExtensionOptions:
     )
     name: str = option(
         "extension",
-        "What tells this overlay from another on the same host",
-        check=lambda name: None if name else "must not be empty",
+        "What tells this overlay from another on the same host; no device has this name",
+        check=check_name,
     )
 
 
@@ -63,6 +69,10 @@ class ExtensionBackend(Backend):
     A command is split into arguments by the rules of shell quoting, and run without a shell. ``$SUBNET`` and its like are
     replaced in each argument, and are environment variables, too. Its output is logged. A command for a peer that fails is
     reported, and run again at each audit until it succeeds; so each is to succeed when there is nothing left to do.
+
+    What commands make in the kernel nobody can recognise but they: after a crash it is for PreStartupCommand to clear away
+    what an earlier run left. What this backend does claim is its ``Name``: commands of two nodes on one host would undo
+    each other's work, so a second one is refused unless it has another.
     """
 
     Options: ClassVar[type[ExtensionOptions]] = ExtensionOptions
@@ -70,9 +80,12 @@ class ExtensionBackend(Backend):
 
     def __init__(self, options: ExtensionOptions) -> None:
         super().__init__(options)
+        self._claim: Claim | None = None
+        self._network: Network | None = None
         self._underlay: Underlay | None = None
-        self._variables: dict[str, str] = {}
-        """What is known of this node, for the commands that concern it."""
+        self._followed: Underlay | None = None
+        """The underlay that the commands have been told of; ``None`` while one that tells of another has not succeeded."""
+        self._subnets: Subnets | None = None
         self._shutdown_due = False
         self._added: dict[Subnets, Peer] = {}
         """The peers whose SubnetAddCommand was begun, and whose SubnetRemoveCommand has not succeeded since."""
@@ -83,37 +96,38 @@ class ExtensionBackend(Backend):
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Run PreStartupCommand; publish what it prints.
 
-        :raises BackendError: if it fails.
+        :raises BackendError: if it fails, or another node on this host has the name; then nothing has been run.
         """
-        if self.options.mtu is not None and self.options.mtu > underlay.mtu:
-            raise BackendError(
-                f"the network document's Backend asks for MTU {self.options.mtu}, but {underlay.interface} carries at most "
-                f"{underlay.mtu}; lower the one or raise the other"
-            )
-        self._underlay = underlay
+        self._check_mtu(underlay)
+        self._claim = Claim(self.options.name)
+        self._network, self._underlay, self._followed = network, underlay, underlay
         self._shutdown_due = True
-        self._variables = _present(
-            NETWORK=None if network.ipv4 is None else network.ipv4.network,
-            IPV6NETWORK=None if network.ipv6 is None else network.ipv6.network,
-            INTERFACE=underlay.interface,
-            MTU=self.options.mtu or underlay.mtu,
-            PUBLIC_IP=underlay.public_ipv4,
-            PUBLIC_IPV6=underlay.public_ipv6,
-        )
         output = await self._run_or_fail("PreStartupCommand", self.options.pre_startup_command)
         # With flannel, error messages are published, too; here they are only logged.
         return LeaseData("extension", None if output is None else output.stdout)
 
     async def start(self, lease: Lease) -> Device:
         """Run PostStartupCommand. :raises BackendError: if it fails."""
-        underlay = self._underlay
-        if underlay is None:
-            raise BackendError("the extension backend is started after it was opened; this is a defect of its caller")
-        self._variables |= _subnets(lease.subnets)
+        underlay = self._check_open()
+        self._subnets = lease.subnets
         await self._run_or_fail("PostStartupCommand", self.options.post_startup_command)
-        return Device(
-            self.options.device or underlay.interface, self.options.mtu or underlay.mtu, instance=self.options.name
-        )
+        return self._device(underlay)
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """Run UnderlayChangeCommand, with this underlay's variables, unless it is known already.
+
+        SubnetAddCommand is run for each peer again then, for what it made may have gone with an interface or an address.
+
+        :raises BackendError: if UnderlayChangeCommand fails; the next call runs it again, whatever underlay that is for.
+        """
+        self._check_open()
+        self._check_mtu(underlay)
+        if underlay != self._followed:
+            self._underlay, self._followed = underlay, None
+            await self._run_or_fail("UnderlayChangeCommand", self.options.underlay_change_command)
+            self._followed = underlay
+            self._complete.clear()
+        return self._device(underlay)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Run SubnetRemoveCommand for those that have gone or changed, then SubnetAddCommand for those that are new or changed.
@@ -142,7 +156,7 @@ class ExtensionBackend(Backend):
         }
 
     async def aclose(self) -> None:
-        """Run SubnetRemoveCommand for each peer, then ShutdownCommand, once. Failures are logged."""
+        """Run SubnetRemoveCommand for each peer, then ShutdownCommand, once; give the name up. Failures are logged."""
         for subnets, peer in list(self._added.items()):
             await self._remove(subnets, peer)
             self._added.pop(subnets, None)
@@ -150,9 +164,43 @@ class ExtensionBackend(Backend):
         due, self._shutdown_due = self._shutdown_due, False
         if due:
             try:
-                await self._run("ShutdownCommand", self.options.shutdown_command, self._variables)
+                await self._run("ShutdownCommand", self.options.shutdown_command, self._variables())
             except CommandFailed as error:
                 log.warning("command failed", extra=fields(command="ShutdownCommand", reason=str(error)))
+        if self._claim is not None:
+            self._claim.close()
+
+    def _device(self, underlay: Underlay) -> Device:
+        return Device(
+            self.options.device or underlay.interface, self.options.mtu or underlay.mtu, instance=self.options.name
+        )
+
+    def _check_open(self) -> Underlay:
+        if self._underlay is None:
+            raise BackendError("the extension backend is not open; this is a defect of its caller")
+        return self._underlay
+
+    def _check_mtu(self, underlay: Underlay) -> None:
+        if self.options.mtu is not None and self.options.mtu > underlay.mtu:
+            raise BackendError(
+                f"the network document's Backend asks for MTU {self.options.mtu}, but {underlay.interface} carries at most "
+                f"{underlay.mtu}; lower the one or raise the other"
+            )
+
+    def _variables(self) -> dict[str, str]:
+        """What is known of this node, for the commands that concern it."""
+        network, underlay, subnets = self._network, self._underlay, self._subnets
+        known = {} if subnets is None else _subnets(subnets)
+        if network is not None and underlay is not None:
+            known |= _present(
+                NETWORK=None if network.ipv4 is None else network.ipv4.network,
+                IPV6NETWORK=None if network.ipv6 is None else network.ipv6.network,
+                INTERFACE=underlay.interface,
+                MTU=self.options.mtu or underlay.mtu,
+                PUBLIC_IP=underlay.public_ipv4,
+                PUBLIC_IPV6=underlay.public_ipv6,
+            )
+        return known
 
     async def _add(self, subnets: Subnets, peer: Peer) -> None:
         self._added[subnets] = peer  # before it runs: cancelled half-way, it is to be undone
@@ -181,7 +229,7 @@ class ExtensionBackend(Backend):
 
     async def _run_or_fail(self, command: str, text: str) -> Output | None:
         try:
-            return await self._run(command, text, self._variables)
+            return await self._run(command, text, self._variables())
         except CommandFailed as error:
             raise BackendError(f"{command} of the network document's Backend failed: {error}") from error
 

@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import attrs
 
-from overlaynet.devices import Claim, check_name
+from overlaynet.devices import Claim, ask, check_name, find_on_link
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
-from overlaynet.netlink import Netlink, NetlinkError, netlink
 from overlaynet.network import Network
 from overlaynet.options import option
 
@@ -60,10 +59,7 @@ class HostGwBackend(Backend):
         name = self.options.name
         claim = Claim(name)
         try:
-            taken = await netlink(lambda kernel: kernel.link(name)) is not None
-        except NetlinkError as error:
-            claim.close()
-            raise BackendError(str(error)) from error
+            taken = await ask(lambda kernel: kernel.link(name)) is not None
         except BaseException:
             claim.close()
             raise
@@ -90,15 +86,7 @@ class HostGwBackend(Backend):
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Find out which peers are on the same link; those that are not are reported and have no route."""
         opened = self._check_open()
-        hosts = {host for peer in peers for host in (peer.public_ipv4, peer.public_ipv6) if host is not None}
-
-        def find(kernel: Netlink) -> frozenset[IPAddress]:
-            return frozenset(host for host in hosts if kernel.is_on_link(host, opened.underlay.interface))
-
-        try:
-            self._on_link = await netlink(find)
-        except NetlinkError as error:
-            raise BackendError(str(error)) from error
+        self._on_link = await ask(lambda kernel: find_on_link(kernel, peers, opened.underlay.interface))
         before = self._skipped
         self._peers = tuple(peers)
         self._skipped = self._sort(peers)[1]

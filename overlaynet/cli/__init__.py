@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from overlaynet import __version__
-from overlaynet.cli.commands import Command, Commands
+from overlaynet.commands import Command, Commands
 from overlaynet.errors import OverlaynetError
 
 BUILT_IN = {

@@ -22,12 +22,14 @@ T = TypeVar("T")
 
 
 def add_store_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where the store is."""
-    config.add_flags(parser, groups=("store", "log"))
+    """Add the flags that say where the store is, and which plugins may answer for drivers."""
+    config.add_flags(parser, groups=("store", "plugins", "log"))
 
 
 def load_plugins(settings: Settings) -> Plugins:
     """The hooks and drivers of this process, with the observers that are installed, as the settings say.
+
+    Every command that needs a driver finds it through these, so that all find the same one: an observer may answer for it.
 
     :raises PluginError: if one is broken and the settings are strict.
     """
@@ -58,12 +60,18 @@ def resolve(arguments: argparse.Namespace) -> Resolved:
     return resolved
 
 
-def with_store(arguments: argparse.Namespace, use: Callable[[Store], Awaitable[T]]) -> T:
-    """Open the store that the flags name, use it, and close it."""
+def with_store(
+    arguments: argparse.Namespace, use: Callable[[Store], Awaitable[T]], plugins: Plugins | None = None
+) -> T:
+    """Open the store that the flags name, use it, and close it.
+
+    :param plugins: those that the flags ask for, if they are loaded already.
+    """
     settings = resolve(arguments).settings
+    loaded = load_plugins(settings) if plugins is None else plugins
 
     async def run() -> T:
-        store = open_store(settings, Plugins())
+        store = open_store(settings, loaded)
         try:
             return await use(store)
         finally:

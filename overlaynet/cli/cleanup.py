@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 
-from overlaynet import config, options
-from overlaynet.cli.commands import Command
+from overlaynet import config, joining
+from overlaynet.cli._store import load_plugins, resolve
+from overlaynet.commands import Command
 from overlaynet.devices import find_leftovers, is_in_use
 from overlaynet.errors import ConfigError
 from overlaynet.netlink import Netlink, netlink
-from overlaynet.plugins import Plugins
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="device that the daemon had, which is Name in the network document's Backend (default: overlay0)",
     )
-    config.add_flags(parser, groups=("node",))
+    config.add_flags(parser, groups=("node", "plugins", "log"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove routes and devices. Idempotent."""
-    settings = config.resolve(arguments, os.environ).settings
-    router_class = Plugins().driver("router", settings.router)
-    texts = config.key_values(settings.router_option, "--router-option")
-    router = router_class(options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
-
+    settings = resolve(arguments).settings
+    router = joining.find_router(load_plugins(settings), settings)()
     name = arguments.device
 
     def delete_leftovers(kernel: Netlink) -> None:

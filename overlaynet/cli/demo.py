@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.errors import OverlaynetError
 
 if TYPE_CHECKING:

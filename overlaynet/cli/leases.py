@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from overlaynet.cli._store import add_store_flags, duration, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.model import JSON, Lease, Reservation, Reserved, Snapshot
 

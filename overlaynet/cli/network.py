@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from overlaynet import config, network, options
-from overlaynet.cli._store import add_store_flags, read_document, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.cli._store import add_store_flags, load_plugins, read_document, resolve, with_store
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError
 from overlaynet.plugins import Plugins
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _set(arguments: argparse.Namespace) -> int:
-    document = json.dumps(_document(arguments))
+    plugins = load_plugins(resolve(arguments).settings)
+    document = json.dumps(_document(arguments, plugins))
     network.parse(document)
 
     async def write(store: Store) -> str | None:
@@ -61,7 +62,7 @@ def _set(arguments: argparse.Namespace) -> int:
             print(f"the network document of {store} is already:")
         return before
 
-    before = with_store(arguments, write)
+    before = with_store(arguments, write, plugins)
     print(document)
     if before is not None and before != document:
         print(f"it was: {before}\nnodes that are running follow when they are restarted", file=sys.stderr)
@@ -75,7 +76,7 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _document(arguments: argparse.Namespace) -> dict[str, Any]:
+def _document(arguments: argparse.Namespace, plugins: Plugins) -> dict[str, Any]:
     """The document that the flags describe; what is not given is left to the defaults."""
     if arguments.network is None and arguments.ipv6_network is None:
         raise ConfigError("name the overlay's network with --network, such as 10.244.0.0/16, or with --ipv6-network")
@@ -93,7 +94,7 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
         "LeaseTTL": arguments.lease_ttl,
     }
     document = {name: value for name, value in document.items() if value is not None}
-    backend_class = Plugins().driver("backend", arguments.backend)
+    backend_class = plugins.driver("backend", arguments.backend)
     texts = config.key_values(arguments.backend_option, "--backend-option")
     values = options.read(backend_class.Options, texts, f"backend {arguments.backend}", from_text=True)
     names = {field.name: options.display_name(field) for field in attrs.fields(backend_class.Options)}

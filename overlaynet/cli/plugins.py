@@ -15,7 +15,7 @@ from overlaynet import __version__
 from overlaynet.catalogue import Details, Found, catalogue, details
 from overlaynet.cli import BUILT_IN
 from overlaynet.cli._new import AXES, new
-from overlaynet.cli.commands import Command, Commands
+from overlaynet.commands import Command, Commands
 from overlaynet.drivers import API
 from overlaynet.options import Described
 

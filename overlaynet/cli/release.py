@@ -7,7 +7,7 @@ import math
 
 from overlaynet import network as documents
 from overlaynet.cli._store import add_store_flags, covers, duration, read_subnet, resolve, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError, LeaseInUse, RecordError
 from overlaynet.lease_keeping import renewal_margin

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from overlaynet import network as documents
 from overlaynet.cli._store import add_store_flags, read_document, read_subnet, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError
 from overlaynet.model import Reservation, Subnets

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from overlaynet import __version__, config, privileges
 from overlaynet.cli._store import load_plugins, open_store, resolve
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.daemon import Daemon
 from overlaynet.logs import fields
 from overlaynet.model import Underlay

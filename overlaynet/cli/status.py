@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from overlaynet import config
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.model import JSON
 from overlaynet.status import ask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overlaynet.cli._store import add_store_flags, covers, read_subnet, with_store
-from overlaynet.cli.commands import Command
+from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ReservationError
 from overlaynet.model import Subnets

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from overlaynet.cli import BUILT_IN
-from overlaynet.cli.commands import Commands
+from overlaynet.commands import Commands
 from overlaynet.errors import PluginError
 from overlaynet.hooks import hook_implementations
 from overlaynet.model import Lease, LeaseData, Peer, Subnets

@@ -1,5 +1,6 @@
 """The laws of backends, for those that leave the packets to others."""
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -31,7 +32,6 @@ class TestAllocBackend(BackendConformance):
 
 class TestExtensionBackend(BackendConformance):
     lacks: ClassVar[Mapping[str, str]] = {
-        "conflicts": "any number of them can live on one host",
         "routes": "the commands make what routes are needed",
         "earlier runs": "what the commands leave is theirs to clear away",
         "observation": "what the commands make is not known",
@@ -45,10 +45,12 @@ class TestExtensionBackend(BackendConformance):
     def make_backend(self) -> MakeBackend:
         return lambda: ExtensionBackend(
             ExtensionOptions(
+                name=f"test{os.getpid()}",
                 pre_startup_command="echo data",
                 post_startup_command="true",
                 subnet_add_command="true $SUBNET",
                 subnet_remove_command="true $SUBNET",
+                underlay_change_command="true $PUBLIC_IP",
                 shutdown_command="true",
             )
         )

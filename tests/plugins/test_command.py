@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,7 @@ Install = Callable[..., None]
 
 OBSERVER = """\
 '''Says hello.'''
-from overlaynet.api import hookimpl
-from overlaynet.cli.commands import Command
+from overlaynet.api import Command, hookimpl
 
 @hookimpl
 def overlaynet_cli(commands):
@@ -195,3 +195,56 @@ def test_run_with_strict_plugins_ends_at_a_broken_one(
     assert "bad = bad_gone (bad 2.0) failed to import" in capsys.readouterr().err
     assert main([*arguments, "--no-plugins", "--print-config"]) == 0
     assert "plugins = false  # flag" in capsys.readouterr().out
+
+
+ANSWERING = """\
+from overlaynet.api import hookimpl
+from overlaynet.backends.alloc import AllocBackend
+from overlaynet.routers.memory import MemoryRouter
+from overlaynet.stores.file import FileStore
+
+class Router(MemoryRouter):
+    async def apply(self, routes):
+        print("applied", routes)
+
+DRIVERS = {"backend": AllocBackend, "router": Router, "store": FileStore}
+
+@hookimpl
+def overlaynet_driver(axis, name):
+    return DRIVERS[axis] if name == "mine" else None
+"""
+
+
+def test_every_command_finds_a_driver_that_only_a_plugin_answers_for(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    install("answers", "1.0", "[overlaynet.plugins]\nanswers = answering_observer\n", "answering_observer", ANSWERING)
+    stored = ["--store", "mine", "--store-option", f"Path={tmp_path / 'store'}"]
+    for axis, arguments, status, told in (
+        (
+            "backend",
+            ["network", "set", "--network", "10.244.0.0/16", "--backend", "mine", *stored],
+            0,
+            '"Type": "mine"',
+        ),
+        ("store", ["network", "show", *stored], 0, '"Type": "mine"'),
+        ("store", ["reserve", "10.244.7.0/24", "--node", "b", *stored], 0, "10.244.7.0/24 is reserved for node b"),
+        ("store", ["leases", *stored], 0, "10.244.7.0/24"),
+        ("store", ["unreserve", "10.244.7.0/24", *stored], 0, "10.244.7.0/24"),
+        ("store", ["release", "10.244.7.0/24", *stored], 1, f"files in {tmp_path / 'store'} has no lease on"),
+        ("router", ["cleanup", "--device", "nobodys0", "--router", "mine"], 0, "applied []"),
+    ):
+        assert main([*arguments, "--no-plugins"]) == 1
+        assert capsys.readouterr().err.startswith(f"overlaynet: there is no {axis} 'mine' (installed: "), arguments
+        assert main(arguments) == status, arguments
+        assert told in "".join(capsys.readouterr())
+
+
+def test_a_broken_plugin_is_told_once_by_a_command_that_needs_drivers(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    install("bad", "2.0", "[overlaynet.plugins]\nbad = bad_gone\n")
+    arguments = ["network", "set", "--network", "10.244.0.0/16", "--store", "file", "--store-path", str(tmp_path)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("bad = bad_gone (bad 2.0) failed to import") == 1
+    assert main([*arguments, "--strict-plugins"]) == 1

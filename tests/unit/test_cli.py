@@ -72,7 +72,7 @@ def test_help_imports_neither_drivers_nor_heavy_libraries() -> None:
         "print(*sorted(ours | heavy & set(sys.modules)), sep='\\n', file=sys.stderr)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
-    assert result.stderr.split() == ["overlaynet", "overlaynet.cli", "overlaynet.cli.commands", "overlaynet.errors"]
+    assert result.stderr.split() == ["overlaynet", "overlaynet.cli", "overlaynet.commands", "overlaynet.errors"]
 
 
 def test_network_set_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import Lease, LeaseData, Peer, Reservation, Route, Subnets, Underlay
+from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Subnets, Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
@@ -680,6 +680,33 @@ async def test_an_address_that_changes_while_it_is_published_is_published_again(
     await asyncio.sleep(30)
     (lease,) = (await MemoryStore(table=lab.table).leases()).leases
     assert lease.public_ipv4 == IPv4Address(last)
+
+
+async def test_a_backend_that_could_not_follow_the_underlay_is_told_of_the_way_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = lab.start()
+    await node.ready()
+    told = []
+    follow = FakeBackend.set_underlay
+
+    async def refuse(backend: FakeBackend, underlay: Underlay) -> Device:
+        told.append(underlay.mtu)
+        device = await follow(backend, underlay)  # it does come so far
+        if underlay.mtu == 1300:
+            raise BackendError("the device cannot be changed")
+        return device
+
+    monkeypatch.setattr(FakeBackend, "set_underlay", refuse)
+    node.host.change(mtu=1300)
+    await until(lambda: node.daemon.status()["problems"] == {"underlay": "the device cannot be changed"}, seconds=2)
+    node.host.change(mtu=1500)
+    await until(lambda: not node.daemon.status()["problems"], seconds=60)
+    assert told[-1] == 1500
+    assert node.backend.mtu == node.daemon.status()["mtu"] == 1472
+    told.clear()
+    await asyncio.sleep(600)
+    assert told == []
 
 
 async def test_another_mtu_at_run_time_reaches_the_subnet_file(lab: Lab) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from overlaynet import config, drivers, hookspecs, table, testing
+from overlaynet import api, config, hookspecs, testing
 from overlaynet.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def test_the_reference_is_up_to_date() -> None:
     assert (ROOT / "docs" / "reference.md").read_text() == module.render(), "run: python docs/make_reference.py"
 
 
-def test_every_setting_hook_and_method_has_a_place_in_the_reference_and_a_sentence() -> None:
+def test_every_setting_and_hook_has_a_place_in_the_reference_and_a_sentence() -> None:
     page = (ROOT / "docs" / "reference.md").read_text()
     for field in attrs.fields(Settings):
         assert f"| `{config.flag_name(field)}` | `{config.environment_name(field)}` |" in page
@@ -33,11 +33,27 @@ def test_every_setting_hook_and_method_has_a_place_in_the_reference_and_a_senten
         if name.startswith("overlaynet_"):
             assert f"### `{name}(" in page
             assert inspect.getdoc(function)
-    for cls in (drivers.Store, drivers.Backend, drivers.Router, table.Table):
+
+
+def test_all_that_the_api_offers_has_a_place_in_the_reference_and_a_sentence() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+
+    for name in api.__all__:
+        assert re.search(rf"^- `{name}`.*: [A-Z]|^###+ `{name}\b.*`\n\n[A-Z]", page, re.MULTILINE), name
+    for cls in (api.Driver, api.Store, api.TableStore, api.Backend, api.Router, api.Table):
         for name, member in vars(cls).items():
-            if not name.startswith("_") and inspect.isfunction(member):
-                assert f"{cls.__name__}.{name}(" in page
-                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+            required = getattr(member, "__isabstractmethod__", False)
+            kept = inspect.isfunction(member) and not member.__doc__ and hasattr(cls.__base__, name)
+            if (name.startswith("_") and not required) or isinstance(member, property) or kept:
+                continue
+            start = rf"^#### `(async )?{cls.__name__}\.{name}"
+            end = r"\(.*\)`( \(optional\))?" if inspect.isfunction(member) else " = .*`"
+            assert re.search(rf"{start}{end}\n\n[A-Z]", page, re.MULTILINE), f"{cls.__name__}.{name}"
+    for value in (getattr(api, name) for name in api.__all__):
+        if isinstance(value, type) and attrs.has(value):
+            section = page.partition(f"#### `{value.__name__}`\n")[2].partition("\n#")[0]
+            for field in attrs.fields(value):
+                assert f"\n| `{field.name}` | " in section, f"{value.__name__}.{field.name}"
 
 
 def test_all_that_the_testing_kit_offers_has_a_place_in_the_reference_and_a_sentence() -> None:

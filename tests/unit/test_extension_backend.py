@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import sys
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -24,12 +25,48 @@ pytestmark = pytest.mark.anyio
 
 NETWORK = documents.parse('{"Network": "10.244.0.0/16"}')
 LEASE = Lease(Subnets(IPv4Network("10.244.1.0/24")))
+NAME = f"test{os.getpid()}"
+"""Names are claimed for a whole network namespace, and this is the machine's."""
 
 
 @pytest.fixture
 def anyio_backend() -> object:
     """Processes need the real clock."""
     return "asyncio"
+
+
+class Making:
+    """Makes backends that are closed after the test."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.made: list[ExtensionBackend] = []
+
+    def __call__(self, **given: object) -> ExtensionBackend:
+        """One whose commands each write their name, their arguments and their standard input into the journal."""
+        script = f'echo "$@" "[$(cat)]" >> {shlex.quote(str(self.journal))}'
+        written = {
+            event: f"sh -c {shlex.quote(script)} sh {event} {arguments}"
+            for event, arguments in {
+                "PreStartupCommand": "$NETWORK $PUBLIC_IP",
+                "PostStartupCommand": "$NETWORK $SUBNET $PUBLIC_IP $INTERFACE $MTU",
+                "SubnetAddCommand": "$SUBNET ${PUBLIC_IP}",
+                "SubnetRemoveCommand": "$SUBNET",
+                "UnderlayChangeCommand": "$SUBNET $PUBLIC_IP $INTERFACE $MTU",
+                "ShutdownCommand": "$SUBNET $PUBLIC_IP",
+            }.items()
+        }
+        parsed = options.parse(ExtensionOptions, {"Name": NAME} | written | given, "backend extension")
+        self.made.append(ExtensionBackend(parsed))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def make(journal: Path) -> AsyncIterator[Making]:
+    making = Making(journal)
+    yield making
+    for made in making.made:
+        await made.aclose()
 
 
 @pytest.fixture
@@ -44,32 +81,16 @@ def peer(number: int, data: str | None = None) -> Peer:
     return Peer(subnets, IPv4Address(f"192.0.2.{number}"), data=LeaseData("extension", data))
 
 
-def backend(journal: Path, **commands: str) -> ExtensionBackend:
-    """Each command writes its name, its arguments and its standard input into the journal."""
-    script = f'echo "$@" "[$(cat)]" >> {shlex.quote(str(journal))}'
-    written = {
-        event: f"sh -c {shlex.quote(script)} sh {event} {arguments}"
-        for event, arguments in {
-            "PreStartupCommand": "$NETWORK $PUBLIC_IP",
-            "PostStartupCommand": "$NETWORK $SUBNET $PUBLIC_IP $INTERFACE $MTU",
-            "SubnetAddCommand": "$SUBNET ${PUBLIC_IP}",
-            "SubnetRemoveCommand": "$SUBNET",
-            "ShutdownCommand": "$SUBNET",
-        }.items()
-    }
-    return ExtensionBackend(options.parse(ExtensionOptions, written | commands, "backend extension"))
-
-
 async def started(made: ExtensionBackend) -> ExtensionBackend:
     await made.open(NETWORK, fake_underlay("192.0.2.1"))
     await made.start(LEASE)
     return made
 
 
-async def test_every_event_runs_its_command(journal: Path) -> None:
-    made = backend(journal)
+async def test_every_event_runs_its_command(make: Making, journal: Path) -> None:
+    made = make()
     assert await made.open(NETWORK, fake_underlay("192.0.2.1")) == LeaseData("extension", "")
-    assert await made.start(LEASE) == Device("eth0", 1500, instance="extension")
+    assert await made.start(LEASE) == Device("eth0", 1500, instance=NAME)
     await made.set_peers([peer(2, "key of 2"), peer(3)])
     await made.set_peers([peer(3), peer(2, "key of 2")])
     await made.set_peers([peer(2, "new key of 2")])
@@ -86,23 +107,23 @@ async def test_every_event_runs_its_command(journal: Path) -> None:
         "SubnetRemoveCommand 10.244.3.0/24 []",
         "SubnetAddCommand 10.244.2.0/24 192.0.2.2 [new key of 2]",
         "SubnetRemoveCommand 10.244.2.0/24 [new key of 2]",
-        "ShutdownCommand 10.244.1.0/24 []",
+        "ShutdownCommand 10.244.1.0/24 192.0.2.1 []",
     ]
 
 
-async def test_what_the_first_command_prints_is_published(journal: Path) -> None:
-    made = backend(journal, PreStartupCommand="sh -c 'echo the key; echo a warning >&2'")
+async def test_what_the_first_command_prints_is_published(make: Making) -> None:
+    made = make(PreStartupCommand="sh -c 'echo the key; echo a warning >&2'")
     assert await made.open(NETWORK, fake_underlay("192.0.2.1")) == LeaseData("extension", "the key")
-    without = ExtensionBackend(ExtensionOptions())
+    await made.aclose()
+    without = make(PreStartupCommand="")
     assert await without.open(NETWORK, fake_underlay("192.0.2.1")) == LeaseData("extension", None)
-    await without.aclose()
 
 
-async def test_a_device_and_an_mtu_of_the_commands_are_told() -> None:
-    made = ExtensionBackend(ExtensionOptions(device="tunnel0", mtu=1400, name="second"))
+async def test_a_device_and_an_mtu_of_the_commands_are_told(make: Making) -> None:
+    made = make(Device="tunnel0", MTU=1400, Name=f"{NAME}b")
     await made.open(NETWORK, fake_underlay("192.0.2.1"))
-    assert await made.start(LEASE) == Device("tunnel0", 1400, instance="second")
-    too_large = ExtensionBackend(ExtensionOptions(mtu=9000))
+    assert await made.start(LEASE) == Device("tunnel0", 1400, instance=f"{NAME}b")
+    too_large = make(MTU=9000)
     with pytest.raises(BackendError) as caught:
         await too_large.open(NETWORK, fake_underlay("192.0.2.1"))
     assert str(caught.value) == (
@@ -110,16 +131,18 @@ async def test_a_device_and_an_mtu_of_the_commands_are_told() -> None:
     )
 
 
-async def test_a_peer_with_ipv6_is_told_whole(journal: Path) -> None:
-    made = await started(backend(journal, SubnetAddCommand=f"sh -c 'echo $SUBNET $IPV6SUBNET >> {journal}'"))
+async def test_a_peer_with_ipv6_is_told_whole(make: Making, journal: Path) -> None:
+    made = await started(make(SubnetAddCommand=f"sh -c 'echo $SUBNET $IPV6SUBNET >> {journal}'"))
     both = Subnets(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:2::/64"))
     await made.set_peers([Peer(both, IPv4Address("192.0.2.2"))])
     assert journal.read_text().splitlines()[-1] == "10.244.2.0/24 fd00:2::/64"
 
 
 @pytest.mark.parametrize("event", ["PreStartupCommand", "PostStartupCommand"])
-async def test_a_startup_command_that_fails_ends_the_start_and_shutdown_is_run(journal: Path, event: str) -> None:
-    made = backend(journal, **{event: "sh -c 'echo no such thing >&2; exit 3'"})
+async def test_a_startup_command_that_fails_ends_the_start_and_shutdown_is_run(
+    make: Making, journal: Path, event: str
+) -> None:
+    made = make(**{event: "sh -c 'echo no such thing >&2; exit 3'"})
     with pytest.raises(BackendError) as caught:
         await started(made)
     assert str(caught.value) == (
@@ -130,13 +153,13 @@ async def test_a_startup_command_that_fails_ends_the_start_and_shutdown_is_run(j
 
 
 async def test_a_peers_command_that_fails_keeps_no_other_from_running_and_is_tried_again(
-    journal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Making, journal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     allowed = tmp_path / "allowed"
     script = (
         f'test "$1" != 10.244.2.0/24 || test -e {allowed} || {{ echo refused >&2; exit 1; }}; echo "$1" >> {journal}'
     )
-    made = await started(backend(journal, SubnetAddCommand=f"sh -c {shlex.quote(script)} sh $SUBNET"))
+    made = await started(make(SubnetAddCommand=f"sh -c {shlex.quote(script)} sh $SUBNET"))
     journal.write_text("")
     peers = [peer(2), peer(3)]
     for _ in range(3):
@@ -154,10 +177,10 @@ async def test_a_peers_command_that_fails_keeps_no_other_from_running_and_is_tri
 
 
 async def test_a_peer_that_cannot_be_removed_is_tried_again_before_it_is_added_anew(
-    journal: Path, tmp_path: Path
+    make: Making, journal: Path, tmp_path: Path
 ) -> None:
     allowed = tmp_path / "allowed"
-    made = await started(backend(journal, SubnetRemoveCommand=f"test -e {allowed}"))
+    made = await started(make(SubnetRemoveCommand=f"test -e {allowed}"))
     await made.set_peers([peer(2, "old")])
     journal.write_text("")
     await made.set_peers([peer(2, "new")])
@@ -168,9 +191,9 @@ async def test_a_peer_that_cannot_be_removed_is_tried_again_before_it_is_added_a
     assert journal.read_text() == "SubnetAddCommand 10.244.2.0/24 192.0.2.2 [new]\n"
 
 
-async def test_a_command_that_is_cancelled_is_undone_in_the_end(journal: Path, tmp_path: Path) -> None:
+async def test_a_command_that_is_cancelled_is_undone_in_the_end(make: Making, journal: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
-    made = await started(backend(journal, SubnetAddCommand=f"sh -c 'touch {begun}; sleep 60'"))
+    made = await started(make(SubnetAddCommand=f"sh -c 'touch {begun}; sleep 60'"))
     task = asyncio.create_task(made.set_peers([peer(2)]))
     while not begun.exists():
         await asyncio.sleep(0.01)
@@ -180,8 +203,80 @@ async def test_a_command_that_is_cancelled_is_undone_in_the_end(journal: Path, t
     await made.aclose()
     assert journal.read_text().splitlines()[-2:] == [
         "SubnetRemoveCommand 10.244.2.0/24 []",
-        "ShutdownCommand 10.244.1.0/24 []",
+        "ShutdownCommand 10.244.1.0/24 192.0.2.1 []",
     ]
+
+
+async def test_a_change_of_the_underlay_runs_its_command_once_and_adds_the_peers_again(
+    make: Making, journal: Path
+) -> None:
+    made = await started(make())
+    await made.set_peers([peer(2), peer(3)])
+    journal.write_text("")
+    moved = attrs.evolve(fake_underlay("192.0.2.9", mtu=1400), interface="eth1")
+    for _ in range(2):
+        assert await made.set_underlay(moved) == Device("eth1", 1400, instance=NAME)
+    for _ in range(2):
+        await made.set_peers([peer(2), peer(3)])
+    await made.aclose()
+    assert journal.read_text().splitlines() == [
+        "UnderlayChangeCommand 10.244.1.0/24 192.0.2.9 eth1 1400 []",
+        "SubnetAddCommand 10.244.2.0/24 192.0.2.2 []",
+        "SubnetAddCommand 10.244.3.0/24 192.0.2.3 []",
+        "SubnetRemoveCommand 10.244.2.0/24 []",
+        "SubnetRemoveCommand 10.244.3.0/24 []",
+        "ShutdownCommand 10.244.1.0/24 192.0.2.9 []",
+    ]
+
+
+async def test_the_underlay_that_it_was_opened_with_is_no_change(make: Making, journal: Path) -> None:
+    made = await started(make())
+    journal.write_text("")
+    assert await made.set_underlay(fake_underlay("192.0.2.1")) == Device("eth0", 1500, instance=NAME)
+    assert journal.read_text() == ""
+
+
+async def test_a_change_whose_command_fails_is_tried_again_and_so_is_the_way_back(
+    make: Making, journal: Path, tmp_path: Path
+) -> None:
+    refused = tmp_path / "refused"
+    script = f'test ! -e {refused} || {{ echo not yet >&2; exit 1; }}; echo "$1" >> {journal}'
+    made = await started(make(UnderlayChangeCommand=f"sh -c {shlex.quote(script)} sh $PUBLIC_IP"))
+    journal.write_text("")
+    refused.touch()
+    for _ in range(2):
+        with pytest.raises(BackendError) as caught:
+            await made.set_underlay(fake_underlay("192.0.2.9"))
+        assert str(caught.value) == (
+            "UnderlayChangeCommand of the network document's Backend failed: 'sh' ended with exit status 1: not yet"
+        )
+    refused.unlink()
+    await made.set_underlay(fake_underlay("192.0.2.1"))  # nobody knows how far the command came for the other one
+    await made.set_underlay(fake_underlay("192.0.2.9"))
+    assert journal.read_text().split() == ["192.0.2.1", "192.0.2.9"]
+
+
+async def test_an_underlay_too_small_for_the_mtu_is_refused_and_nothing_is_run(make: Making, journal: Path) -> None:
+    made = await started(make(MTU=1450))
+    journal.write_text("")
+    with pytest.raises(BackendError, match="Backend asks for MTU 1450, but eth0 carries at most 1400; lower the one"):
+        await made.set_underlay(fake_underlay("192.0.2.1", mtu=1400))
+    assert journal.read_text() == ""
+
+
+async def test_a_name_is_one_nodes_until_it_ends(make: Making, journal: Path) -> None:
+    first = await started(make())
+    journal.write_text("")
+    second = make()
+    with pytest.raises(
+        BackendError, match=f"^{NAME} belongs to another overlaynet that is running; stop it, or choose"
+    ):
+        await second.open(NETWORK, fake_underlay("192.0.2.1"))
+    await second.aclose()
+    assert journal.read_text() == ""
+    await started(make(Name=f"{NAME}b"))
+    await first.aclose()
+    await started(make())
 
 
 @pytest.mark.parametrize(
@@ -303,7 +398,7 @@ async def test_alloc_leases_and_does_no_more() -> None:
 
 @pytest.mark.parametrize("made", [AllocBackend(AllocOptions()), ExtensionBackend(ExtensionOptions())], ids=["a", "e"])
 async def test_starting_before_opening_is_said(made: AllocBackend | ExtensionBackend) -> None:
-    with pytest.raises(BackendError, match="is started after it was opened"):
+    with pytest.raises(BackendError, match="is not open; this is a defect of its caller"):
         await made.start(LEASE)
 
 

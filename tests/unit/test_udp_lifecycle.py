@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 
-from overlaynet import options
+from overlaynet import devices, options
 from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, device, tun
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.errors import BackendError, ConfigError
@@ -140,7 +140,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
     monkeypatch.setattr(device, "open_tun", made.open_tun)
-    monkeypatch.setattr(device, "netlink", made.netlink)
+    monkeypatch.setattr(devices, "netlink", made.netlink)
     yield made
     if made.device is not None:
         made.device.close()
@@ -172,11 +172,6 @@ def test_wrong_options_are_refused(values: dict[str, object], message: str) -> N
     with pytest.raises(ConfigError) as caught:
         options.parse(UdpOptions, values, "Backend udp")
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["overlay0", "a", "a" * 15, "over.lay-0_1@"])
-def test_names_that_the_kernel_takes_are_taken(name: str) -> None:
-    assert tun.check_name(name) is None
 
 
 async def test_a_whole_life(world: World) -> None:

@@ -18,8 +18,8 @@ from overlaynet.backends.udp.engine import NOTHING, Counters, DeviceGone, Engine
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
 from overlaynet.backends.udp.python_engine import PythonEngine
-from overlaynet.backends.udp.tun import check_name
 from overlaynet.backends.udp.wire import open_socket
+from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields

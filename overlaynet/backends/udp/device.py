@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_interface
-from pathlib import Path
-from typing import TypeVar
 
 from overlaynet.backends.udp.engine import DeviceGone
 from overlaynet.backends.udp.tun import DeviceNameTaken, open_tun
+from overlaynet.devices import ALIAS, Parameters, ask, name_is_taken
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
-from overlaynet.netlink import Netlink, NetlinkError, netlink
+from overlaynet.netlink import Netlink
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-ALIAS = "overlaynet udp"
-"""What the device's alias says, so that anyone can tell whose it is."""
-
+_ALIAS = ALIAS.format("udp")
 _QUEUE_LENGTH = 1000
 """Packets that wait in the device while the engine is busy."""
 
@@ -36,7 +32,7 @@ class TunDevice:
         """The interface's index: a later device of the same name has another."""
         self._configured: tuple[int, Subnets] | None = None
         """What it was made to be last."""
-        self._unwritable: set[Path] = set()
+        self._parameters = Parameters()
         self._closed = False
 
     @classmethod
@@ -84,8 +80,8 @@ class TunDevice:
         if link.mtu != mtu:
             kernel.configure_link(name, mtu=mtu)
             mended.append("MTU")
-        for version, parameter, wanted in self._parameters(own):
-            changed = self._set_parameter(Path("/proc/sys/net", f"ipv{version}", "conf", name, parameter), wanted)
+        for version, parameter, wanted in _wanted_parameters(own):
+            changed = self._parameters.set(version, name, parameter, wanted)
             if changed and parameter != "addr_gen_mode":  # this one the kernel itself resets, when an MTU passes 1280
                 mended.append(parameter)
         if not link.up:
@@ -95,37 +91,21 @@ class TunDevice:
             mended.append("addresses")
         return mended
 
-    def _parameters(self, own: Subnets) -> Iterator[tuple[int, str, str]]:
-        """The device's kernel parameters, by IP version and name, and what they are to be."""
-        if own.ipv4 is not None:
-            # The source of our ICMP errors is the device's own address, which the kernel takes for forged without this.
-            yield 4, "accept_local", "1"
-        # A kernel, or an MTU, without IPv6 has no such parameter.
-        if Path("/proc/sys/net/ipv6/conf", self.name).exists():
-            # No link-local address, and so no router solicitations into the tunnel.
-            yield 6, "addr_gen_mode", "1"
-        if own.ipv6 is not None:
-            yield 6, "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
-    def _set_parameter(self, path: Path, value: str) -> bool:
-        """Set a kernel parameter; True if it had another value. One that cannot be set is reported once."""
-        try:
-            if path.read_text().strip() == value:
-                return False
-            path.write_text(value)
-        except OSError as error:
-            if path not in self._unwritable:
-                self._unwritable.add(path)
-                log.warning(
-                    "kernel parameter not set", extra=fields(parameter=path, wanted=value, reason=error.strerror)
-                )
-            return False
-        return True
+def _wanted_parameters(own: Subnets) -> Iterator[tuple[int, str, str]]:
+    """The device's kernel parameters, by IP version and name, and what they are to be."""
+    if own.ipv4 is not None:
+        # The source of our ICMP errors is the device's own address, which the kernel takes for forged without this.
+        yield 4, "accept_local", "1"
+    # No link-local address, and so no router solicitations into the tunnel.
+    yield 6, "addr_gen_mode", "1"
+    if own.ipv6 is not None:
+        yield 6, "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
 
 def _mark(kernel: Netlink, name: str) -> int:
     """Make the device recognisable as ours; return its index."""
-    kernel.configure_link(name, alias=ALIAS)
+    kernel.configure_link(name, alias=_ALIAS)
     link = kernel.link(name)
     if link is None:
         raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
@@ -134,21 +114,9 @@ def _mark(kernel: Netlink, name: str) -> int:
 
 async def _who_has_the_name(name: str) -> str:
     link = await ask(lambda kernel: kernel.link(name))
-    if link is not None and link.alias == ALIAS:
+    if link is not None and link.alias == _ALIAS:
         return (
             f"the device {name} belongs to another overlaynet that is running; stop it, "
             f"or choose another Name in the network document's Backend"
         )
-    kind = f" ({link.kind})" if link is not None and link.kind else ""
-    return (
-        f"the device name {name} is taken by another interface{kind}; delete that with `ip link delete {name}`, "
-        f"or choose another Name in the network document's Backend"
-    )
-
-
-async def ask(function: Callable[[Netlink], T]) -> T:
-    """Call ``function`` in a thread, with netlink. :raises BackendError: if the kernel refuses."""
-    try:
-        return await netlink(function)
-    except NetlinkError as error:
-        raise BackendError(str(error)) from error
+    return name_is_taken(name, "" if link is None else link.kind)

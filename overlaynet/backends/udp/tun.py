@@ -18,16 +18,6 @@ _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 
 
-def check_name(name: str) -> str | None:
-    """A name that a network interface can have (Linux, ``dev_valid_name``)."""
-    if not 1 <= len(name.encode()) <= 15:
-        return f"must be an interface name of 1 to 15 bytes, not {name!r}"
-    # The kernel reads % as a pattern, and has sysctl directories of its own called "all" and "default".
-    if not name.isascii() or not name.isprintable() or set(name) & set("/: %") or name in (".", "..", "all", "default"):
-        return f"must be an interface name, such as 'overlay0', not {name!r}"
-    return None
-
-
 class DeviceNameTaken(Exception):
     """There is an interface of this name already."""
 

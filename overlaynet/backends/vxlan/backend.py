@@ -11,7 +11,7 @@ import attrs
 
 from overlaynet.backends.vxlan.device import VxlanDevice
 from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, make_plan, publish
-from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name
+from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name, find_on_link
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
@@ -303,8 +303,7 @@ class VxlanBackend(Backend):
     def _find_on_link(self, kernel: Netlink, peers: Sequence[Peer]) -> frozenset[IPAddress]:
         if not self.options.direct_routing:
             return frozenset()
-        hosts = {host for peer in peers for host in (peer.public_ipv4, peer.public_ipv6) if host is not None}
-        return frozenset(host for host in hosts if kernel.is_on_link(host, self._interface))
+        return find_on_link(kernel, peers, self._interface)
 
     async def _write(self, function: Callable[[Netlink], T]) -> T | None:
         try:

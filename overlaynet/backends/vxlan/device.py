@@ -9,7 +9,7 @@ from collections.abc import Collection
 import attrs
 
 from overlaynet.backends.vxlan.tunnels import Tunnel
-from overlaynet.devices import ALIAS, Parameters
+from overlaynet.devices import ALIAS, Parameters, name_is_taken
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
 from overlaynet.model import IPNetwork
@@ -46,11 +46,7 @@ class VxlanDevice:
         """
         link = kernel.link(self.name)
         if link is not None and not self.is_ours(link):
-            kind = f" ({link.kind})" if link.kind else ""
-            raise BackendError(
-                f"the device name {self.name} is taken by another interface{kind}; delete that with "
-                f"`ip link delete {self.name}`, or choose another Name in the network document's Backend"
-            )
+            raise BackendError(name_is_taken(self.name, link.kind))
         if link is not None and link.vxlan != self.vxlan:
             log.info("device replaced", extra=fields(device=self.name, reason="it leads elsewhere than it should"))
             kernel.delete_link(self.name)

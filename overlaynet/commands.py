@@ -1,4 +1,4 @@
-"""Subcommands: what one is, and the registry that a plugin's ``overlaynet_cli`` hook is handed."""
+"""Subcommands: what one is, and the registry that the ``overlaynet_cli`` hook is handed."""
 
 from __future__ import annotations
 

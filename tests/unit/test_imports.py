@@ -1,0 +1,75 @@
+"""Imports point downward: cli → daemon → reconcile, drivers → api. Read from the sources, so imports on demand count, too."""
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import overlaynet
+
+PACKAGE = Path(overlaynet.__file__).parent
+ABOVE_THE_API = (
+    r"overlaynet\.(__main__|cli|catalogue|config|daemon|demo|joining|lease_keeping|plugins|settings|testing)\b"
+)
+DRIVERS = r"overlaynet\.(backends|routers|stores)\."
+
+
+def modules() -> Mapping[str, Path]:
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent.name != "templates":
+            found[".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> set[str]:
+    """The modules of overlaynet that a module imports."""
+    named = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            named |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return named & MODULES.keys() - {"overlaynet"}
+
+
+def reached(module: str) -> set[str]:
+    """The module, and all that it imports, and all that those import."""
+    found, left = set(), {module}
+    while left:
+        found |= left
+        left = {other for each in left for other in imports(each)} - found
+    return found
+
+
+def driver(module: str) -> str:
+    """The driver that a module belongs to: ``overlaynet.stores.etcd`` for ``overlaynet.stores._etcd_watch``."""
+    axis, name = module.split(".")[1:3]
+    return f"overlaynet.{axis}.{name.lstrip('_').split('_')[0]}"
+
+
+def test_what_plugins_import_brings_in_neither_the_commands_nor_the_daemon_nor_a_driver() -> None:
+    for module in reached("overlaynet.api"):
+        assert not re.match(f"{ABOVE_THE_API}|{DRIVERS}", module), module
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if re.match(DRIVERS, name)))
+def test_a_driver_imports_neither_another_driver_nor_what_uses_drivers(module: str) -> None:
+    for other in reached(module):
+        assert not re.match(ABOVE_THE_API, other), other
+        # Two backends that run commands would share this; it is a driver of nobody's.
+        if re.match(DRIVERS, other) and other != "overlaynet.backends._command":
+            assert driver(other) == driver(module), other
+
+
+def test_only_the_commands_and_the_kit_know_the_daemon_and_only_they_know_the_commands() -> None:
+    for module in MODULES:
+        for other in imports(module):
+            if re.match(r"overlaynet\.(cli|daemon)\b", other):
+                assert re.match(r"overlaynet\.(__main__|cli|testing)\b", module), f"{module} imports {other}"
