@@ -268,6 +268,7 @@ def suites() -> Iterator[str]:
         testing.StoreConformance,
         testing.TableConformance,
         testing.BackendConformance,
+        testing.TunBackendConformance,
         testing.KernelBackendConformance,
         testing.RouterConformance,
         testing.ObserverConformance,

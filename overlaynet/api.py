@@ -6,10 +6,12 @@ module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named 
 """
 
 from overlaynet.commands import Command, Commands
+from overlaynet.devices import check_name
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
 from overlaynet.errors import (
     BackendError,
     ConfigError,
+    DeviceGone,
     IdentityTaken,
     LeaseLost,
     OverlaynetError,
@@ -24,6 +26,7 @@ from overlaynet.errors import (
 )
 from overlaynet.hookspecs import hookimpl
 from overlaynet.leases import TableStore
+from overlaynet.logs import fields
 from overlaynet.model import (
     JSON,
     Device,
@@ -41,19 +44,25 @@ from overlaynet.model import (
     Subnets,
     Underlay,
 )
+from overlaynet.netlink_events import ChangeSignal
 from overlaynet.network import Network, SubnetRange
 from overlaynet.options import between, one_of, option
+from overlaynet.retry import Backoff
 from overlaynet.table import Record, Table
+from overlaynet.tun_device import TunDevice
 
 __all__ = [
     "API",
     "JSON",
     "Backend",
     "BackendError",
+    "Backoff",
+    "ChangeSignal",
     "Command",
     "Commands",
     "ConfigError",
     "Device",
+    "DeviceGone",
     "Driver",
     "IPAddress",
     "IPNetwork",
@@ -85,9 +94,12 @@ __all__ = [
     "SubnetsExhausted",
     "Table",
     "TableStore",
+    "TunDevice",
     "Underlay",
     "UnderlayError",
     "between",
+    "check_name",
+    "fields",
     "hookimpl",
     "one_of",
     "option",

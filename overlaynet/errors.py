@@ -60,5 +60,9 @@ class BackendError(OverlaynetError):
     """The backend cannot carry packets."""
 
 
+class DeviceGone(BackendError):
+    """The device no longer exists under the name that it was made with: somebody deleted or renamed it."""
+
+
 class RouterError(OverlaynetError):
     """The kernel refused a route."""

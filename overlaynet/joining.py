@@ -87,7 +87,7 @@ async def write_network(store: Store, found: Found, health: Health) -> bool:
 
 
 def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Backend:
-    """The backend that the network document names, with its options and this node's settings for it; nothing is opened.
+    """The backend that the network document names, with its options, this node's own and its settings; nothing is opened.
 
     :raises PluginError: if it is not installed, or broken.
     :raises ConfigError: if its options are wrong.
@@ -95,7 +95,9 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
     name = network.backend_type
     backend_class = plugins.driver("backend", name)
     where = f"backend {name} of the network document"
-    parsed = options.parse(backend_class.Options, network.backend_options, where)
+    own = config.key_values(settings.backend_option, "--backend-option")
+    options.check_own(backend_class.Options, own, f"backend {name}")
+    parsed = options.parse(backend_class.Options, network.backend_options, where, texts=own)
     arguments = config.backend_arguments(settings, name)
     # Another class may stand in for a built-in backend, and know nothing of its settings.
     known = {argument: arguments[argument] for argument in backend_class.node_settings & arguments.keys()}

@@ -17,7 +17,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -49,6 +49,7 @@ def option(
     *,
     name: str | None = None,
     secret: bool = False,
+    node: bool = False,
     check: Check | None = None,
 ) -> Any:
     """One option of a driver; an attrs field.
@@ -57,9 +58,11 @@ def option(
     :param help: one sentence for the reference page.
     :param name: how the option is written in documents (``MTU``); by default made from the attribute (``VtepPort``).
     :param secret: the value is never shown.
+    :param node: of a backend: each node may have a value of its own (a file's path, say), given with ``--backend-option``
+        of ``overlaynet run``, which wins over that of the network document. All other options are the same everywhere.
     :param check: looks at the value once its type is right.
     """
-    metadata = {"help": help, "name": name, "secret": secret, "check": check}
+    metadata = {"help": help, "name": name, "secret": secret, "node": node, "check": check}
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
 
 
@@ -109,6 +112,8 @@ class Described:
     """What the value must be beside its type: ``between 1 and 65535``."""
     help: str
     secret: bool
+    node: bool
+    """Whether each node may have a value of its own, as only options of backends can."""
 
 
 def describe(cls: type[Any]) -> list[Described]:
@@ -123,6 +128,7 @@ def describe(cls: type[Any]) -> list[Described]:
             _check_name(field.metadata.get("check")),
             field.metadata.get("help") or "",
             bool(field.metadata.get("secret")),
+            bool(field.metadata.get("node")),
         )
         for field in attrs.fields(cls)
     ]
@@ -195,6 +201,20 @@ def read(cls: type[Any], values: Mapping[str, object], where: str, *, from_text:
             raise ConfigError(f"{shown} {wrong}")
         arguments[field.name] = typed_value
     return arguments
+
+
+def check_own(cls: type[Any], names: Iterable[str], where: str) -> None:
+    """Make sure that a node may have values of its own for these options of a backend.
+
+    :raises ConfigError: naming the first one that is the same for all nodes.
+    """
+    for field in attrs.fields(cls):
+        name = display_name(field)
+        if not field.metadata.get("node") and _fold(name) in map(_fold, names):
+            raise ConfigError(
+                f"{where}: option {name} is the same for all nodes; set it in the network document, with "
+                f"`overlaynet network set`, not for this node alone"
+            )
 
 
 def read_text(hint: Any, text: str) -> object:

@@ -197,6 +197,14 @@ class Settings:
         metavar="NAME",
         check=lambda name: None if name and name.isprintable() and len(name) <= 253 else "must be a printable name",
     )
+    backend_option: tuple[str, ...] = setting(
+        (),
+        "value of this node's own for an option of the backend that allows it (`overlaynet plugins show NAME` tells which), "
+        "as KEY=VALUE; repeatable",
+        group="node",
+        metavar="KEY=VALUE",
+        split=False,
+    )
     router: str = setting("netlink", "router: who tells the kernel the routes", group="node", metavar="NAME")
     router_option: tuple[str, ...] = setting(
         (),

@@ -136,16 +136,18 @@ def _text(shown: Details) -> Iterator[str]:
     elif not shown.options:
         yield "  options   none"
     else:
-        yield f"  options   {_how_to_give(shown.axis)}"
+        yield f"  options   {_how_to_give(shown)}"
         for option in shown.options:
             yield f"\n    {option.name}  ({', '.join(_facts(option))})"
             yield textwrap.fill(option.help, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
-def _how_to_give(axis: str) -> str:
-    if axis == "backend":
-        return "members of Backend in the network document, or --backend-option of `overlaynet network set`"
-    return f"--{axis}-option NAME=VALUE of `overlaynet run`"
+def _how_to_give(shown: Details) -> str:
+    if shown.axis == "backend":
+        shared = "members of Backend in the network document, or --backend-option of `overlaynet network set`"
+        own = "; a node's own, --backend-option of `overlaynet run`"
+        return shared + (own if any(option.node for option in shown.options) else "")
+    return f"--{shown.axis}-option NAME=VALUE of `overlaynet run`"
 
 
 def _facts(option: Described) -> Iterator[str]:
@@ -154,6 +156,8 @@ def _facts(option: Described) -> Iterator[str]:
         yield option.check
     if option.secret:
         yield "secret"
+    if option.node:
+        yield "each node may have its own"
     if option.required:
         yield "required"
     elif option.default not in (None, "", []):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from overlaynet.testing.routers import RouterConformance
     from overlaynet.testing.stores import StoreConformance
     from overlaynet.testing.tables import TableConformance
+    from overlaynet.testing.tuns import TunBackendConformance
 
 __all__ = [
     "VIRTUAL_CLOCK",
@@ -30,6 +31,7 @@ __all__ = [
     "RouterConformance",
     "StoreConformance",
     "TableConformance",
+    "TunBackendConformance",
 ]
 
 _HOMES = {
@@ -42,8 +44,9 @@ _HOMES = {
     "StoreConformance": "stores",
     "ObserverConformance": "observers",
     "TableConformance": "tables",
+    "TunBackendConformance": "tuns",
 }
-_SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables", "observers")
+_SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables", "observers", "tuns")
 
 # The suites are shipped, and pytest rewrites only the assertions of a user's own tests by default: without this, a law
 # that is broken would show no values. They are not imported before this module, so it is never too late here.

@@ -199,11 +199,22 @@ class BackendConformance(DriverConformance):
         return make_backend
 
     @pytest.fixture
+    def brought(self) -> list[Alive]:
+        """The backends that the test has brought up, in their order; not to be overridden."""
+        return []
+
+    @pytest.fixture
     async def bring(
-        self, make_backend: MakeBackend, network: Network, underlay: Underlay, lease: Lease, make_peer: MakePeer
+        self,
+        make_backend: MakeBackend,
+        network: Network,
+        underlay: Underlay,
+        lease: Lease,
+        make_peer: MakePeer,
+        *,
+        brought: list[Alive],
     ) -> AsyncIterator[Bring]:
         """Makes a backend and brings it to a point of its life (see :data:`LIFE`)."""
-        brought: list[Alive] = []
 
         async def bring(point: str) -> Alive:
             alive = Alive(make_backend())

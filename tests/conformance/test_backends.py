@@ -1,13 +1,15 @@
-"""The laws of backends, for one that needs no root."""
+"""The laws of backends, for those that need no root, or none with pretended devices."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import pytest
 
+from overlaynet.backends.udp import UdpBackend, UdpOptions
 from overlaynet.drivers import Backend
 from overlaynet.testing.backends import BackendConformance, MakeBackend, Observe
 from overlaynet.testing.fakes import FakeBackend, FakeBackendOptions
+from overlaynet.testing.tuns import TunBackendConformance
 
 
 class TestFakeBackend(BackendConformance):
@@ -43,3 +45,9 @@ class TestFakeBackend(BackendConformance):
             backend.fail("its device has gone")
 
         return break_it
+
+
+class TestUdpBackend(TunBackendConformance):
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        return lambda: UdpBackend(UdpOptions(), engine="python")

@@ -23,8 +23,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from overlaynet.backends.udp.packets import CAPABLE_0, CONGESTION, addresses, congestion_mark, decapsulate
-from overlaynet.backends.udp.tun import open_tun
 from overlaynet.testing.namespaces import NetworkNamespace
+from overlaynet.tun import open_tun
 
 MTU = 1452
 HERE4, HERE6, THERE4, THERE6 = "10.244.1.1", "fd00:1::1", "10.244.2.1", "fd00:2::1"

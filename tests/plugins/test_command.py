@@ -24,6 +24,19 @@ def run(arguments):
     print("hello from", __name__)
     return 0
 """
+CARRIER = """\
+import attrs
+from overlaynet.api import option
+from overlaynet.testing.fakes import FakeBackend
+
+@attrs.frozen
+class Options:
+    port: int = option(1, "where it listens")
+    key: str = option(help="what opens it", node=True)
+
+class Carrier(FakeBackend):
+    Options = Options
+"""
 DRIVER = """\
 import attrs
 from overlaynet.api import between, option
@@ -82,6 +95,7 @@ def test_show_tells_a_driver_and_its_options(install: Install, capsys: pytest.Ca
         "check": "between 1 and 9",
         "help": "port to use",
         "secret": False,
+        "node": False,
     }
 
 
@@ -248,3 +262,20 @@ def test_a_broken_plugin_is_told_once_by_a_command_that_needs_drivers(
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("bad = bad_gone (bad 2.0) failed to import") == 1
     assert main([*arguments, "--strict-plugins"]) == 1
+
+
+def test_show_tells_which_options_each_node_may_have_its_own_of(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme", "1.2", "[overlaynet.backends]\ncarrier = acme_carrier:Carrier\n", "acme_carrier", CARRIER)
+    assert main(["plugins", "show", "carrier"]) == 0
+    assert capsys.readouterr().out.partition("  options   ")[2] == (
+        "members of Backend in the network document, or --backend-option of `overlaynet network set`; "
+        "a node's own, --backend-option of `overlaynet run`\n"
+        "\n"
+        "    Port  (whole number, default 1)\n"
+        "        where it listens\n"
+        "\n"
+        "    Key  (string, each node may have its own, required)\n"
+        "        what opens it\n"
+    )

@@ -212,3 +212,19 @@ def test_no_text_does_worse_than_a_config_error(values: dict[str, str]) -> None:
         return
     assert type(parsed.port) is int
     assert type(parsed.checksums) is bool
+
+
+def test_only_options_that_allow_it_may_be_a_nodes_own() -> None:
+    @attrs.frozen
+    class Options:
+        port: int = option(1, "where it listens")
+        key_file: str = option("key", "what opens it", node=True)
+
+    options.check_own(Options, ["KeyFile", "key-file", "unknown"], "backend carrier")
+    with pytest.raises(ConfigError) as caught:
+        options.check_own(Options, ["key_file", "PORT"], "backend carrier")
+    assert str(caught.value) == (
+        "backend carrier: option Port is the same for all nodes; set it in the network document, with "
+        "`overlaynet network set`, not for this node alone"
+    )
+    assert [described.node for described in options.describe(Options)] == [False, True]

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 
-from overlaynet import devices, options
-from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, device, tun
+from overlaynet import devices, options, tun, tun_device
+from overlaynet.backends.udp import UdpBackend, UdpOptions, backend
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.errors import BackendError, ConfigError
 from overlaynet.model import Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -139,7 +139,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
-    monkeypatch.setattr(device, "open_tun", made.open_tun)
+    monkeypatch.setattr(tun_device, "open_tun", made.open_tun)
     monkeypatch.setattr(devices, "netlink", made.netlink)
     yield made
     if made.device is not None:

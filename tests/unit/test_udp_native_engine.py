@@ -14,8 +14,9 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet, Raw
 
-from overlaynet.backends.udp.engine import DeviceGone, Drop, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
 from overlaynet.backends.udp.native_engine import NativeEngine
+from overlaynet.errors import DeviceGone
 from overlaynet.model import Subnets
 
 PATIENCE = 20.0

@@ -12,22 +12,22 @@ from typing import ClassVar
 
 import attrs
 
-from overlaynet.backends.udp.device import TunDevice
 from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, largest_mtu, peer_address
-from overlaynet.backends.udp.engine import NOTHING, Counters, DeviceGone, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, PeerTable
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.backends.udp.wire import open_socket
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
-from overlaynet.errors import BackendError
+from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
 from overlaynet.netlink import NetlinkError
 from overlaynet.netlink_events import ChangeSignal, Group
 from overlaynet.network import Network
 from overlaynet.options import between, option
+from overlaynet.tun_device import TunDevice
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class UdpBackend(Backend):
             for address in addresses:
                 wires[address] = open_socket(address, self.options.port)
                 undo.callback(wires[address].close)
-            device = await TunDevice.make(self.options.name, offload_header=self._offload_header)
+            device = await TunDevice.make(self.options.name, backend="udp", offload_header=self._offload_header)
             undo.callback(device.close)
             try:
                 self._signal = ChangeSignal((Group.LINKS, Group.IPV4_ADDRESSES, Group.IPV6_ADDRESSES))
@@ -234,7 +234,7 @@ class UdpBackend(Backend):
             await self._configure(own, mtu)
         except DeviceGone:
             await self._lose_device()
-            device = await TunDevice.make(self.options.name, offload_header=self._offload_header)
+            device = await TunDevice.make(self.options.name, backend="udp", offload_header=self._offload_header)
             if self._closing:
                 device.close()
                 raise BackendError(self._failure) from None

@@ -138,10 +138,6 @@ class Offload:
         return f"on (failed {self.failures} times)" if self.failures else "on"
 
 
-class DeviceGone(Exception):
-    """The TUN device behind the descriptor no longer exists."""
-
-
 class Engine(abc.ABC):
     """Carries packets between the device and the sockets it was made with.
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from overlaynet.backends.udp import _native
-from overlaynet.backends.udp.engine import Counters, DeviceGone, Drop, Engine, Offload, PeerCounters, PeerTable
+from overlaynet.backends.udp.engine import Counters, Drop, Engine, Offload, PeerCounters, PeerTable
+from overlaynet.errors import DeviceGone
 from overlaynet.model import Subnets
 
 # The order of the C enumerations.

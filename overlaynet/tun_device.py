@@ -1,29 +1,35 @@
-"""The backend's TUN device: made, marked as ours, kept as it should be, and told from another of the same name."""
+"""A backend's TUN device: made, marked as ours, kept as it should be, and told from another of the same name."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from ipaddress import ip_interface
 
-from overlaynet.backends.udp.engine import DeviceGone
-from overlaynet.backends.udp.tun import DeviceNameTaken, open_tun
 from overlaynet.devices import ALIAS, Parameters, ask, name_is_taken
-from overlaynet.errors import BackendError
+from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
 from overlaynet.netlink import Netlink
+from overlaynet.tun import DeviceNameTaken, open_tun
 
 log = logging.getLogger(__name__)
 
-_ALIAS = ALIAS.format("udp")
 _QUEUE_LENGTH = 1000
-"""Packets that wait in the device while the engine is busy."""
+"""Packets that wait in the device while the backend is busy."""
+_LARGEST = 65535
+"""Bytes in the largest IP packet."""
+_GONE = frozenset((errno.EBADFD, errno.ENODEV))
 
 
 class TunDevice:
-    """A TUN device that exists as long as its descriptor is open, unless somebody deletes it."""
+    """A TUN device: a network interface whose packets a backend reads and writes. Made by :meth:`make`, not by its class.
+
+    It exists as long as its descriptor is open, unless somebody deletes it; however the process ends, the kernel takes it
+    away, with its addresses and routes.
+    """
 
     def __init__(self, name: str, descriptor: int, index: int) -> None:
         self.name = name
@@ -36,9 +42,12 @@ class TunDevice:
         self._closed = False
 
     @classmethod
-    async def make(cls, name: str, *, offload_header: bool) -> TunDevice:
+    async def make(cls, name: str, *, backend: str, offload_header: bool = False) -> TunDevice:
         """Make the device, which stays down. If this is cancelled, there is none.
 
+        :param backend: the name of the backend, which the device's alias tells everybody.
+        :param offload_header: if the kernel can do so, have each packet behind a header (see :func:`.open_tun`); leave that
+            to those who do without :meth:`read` and :meth:`write`.
         :raises BackendError: naming what has the name, or why this process cannot have a TUN device.
         """
         try:
@@ -46,15 +55,19 @@ class TunDevice:
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
         try:
-            index = await ask(lambda kernel: _mark(kernel, name))
+            index = await ask(lambda kernel: _mark(kernel, name, ALIAS.format(backend)))
         except BaseException:
             os.close(descriptor)
             raise
         return cls(name, descriptor, index)
 
     async def configure(self, mtu: int, own: Subnets) -> None:
-        """Make the device what it should be. Idempotent: what is right already is not touched, and what was not is logged.
+        """Make the device what it should be, and set it up. Idempotent.
 
+        What is right already is not touched; what somebody has changed since the last call is mended, and logged. Its
+        addresses are the first of each subnet.
+
+        :param mtu: bytes in the largest packet that it takes.
         :raises DeviceGone: if somebody has deleted or renamed it.
         :raises BackendError: if the kernel refuses.
         """
@@ -63,11 +76,50 @@ class TunDevice:
             log.warning("device mended", extra=fields(device=self.name, mended=", ".join(mended)))
         self._configured = (mtu, own)
 
+    def fileno(self) -> int:
+        """The descriptor, for an event loop's ``add_reader``; it is non-blocking."""
+        return self.descriptor
+
+    def read(self) -> bytes:
+        """The next packet that this host sends into the device: one whole IP packet.
+
+        :raises BlockingIOError: if there is none now.
+        :raises DeviceGone: if somebody has deleted the device.
+        """
+        try:
+            packet = os.read(self.descriptor, _LARGEST)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise self._gone() from error
+        if not packet:
+            raise self._gone()
+        return packet
+
+    def write(self, packet: bytes) -> bool:
+        """Hand the kernel a packet, as if it had come in by the device; it goes where this host's routes lead.
+
+        Nothing is checked but that it is an IP packet: who may send it to whom is for the backend to see to, before.
+
+        :return: whether the kernel has taken it. It takes none of a device that is down.
+        :raises DeviceGone: if somebody has deleted the device.
+        """
+        try:
+            os.write(self.descriptor, packet)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise self._gone() from error
+            return False
+        return True
+
     def close(self) -> None:
         """Close the descriptor, with which the device goes. Idempotent."""
         if not self._closed:
             self._closed = True
             os.close(self.descriptor)
+
+    def _gone(self) -> DeviceGone:
+        return DeviceGone(f"the device {self.name} is gone: somebody deleted or renamed it")
 
     # In a thread, with netlink.
 
@@ -75,7 +127,7 @@ class TunDevice:
         name = self.name
         link = kernel.link(name)
         if link is None or link.index != self._index:
-            raise DeviceGone(f"the device {name} is gone: somebody deleted or renamed it")
+            raise self._gone()
         mended = []
         if link.mtu != mtu:
             kernel.configure_link(name, mtu=mtu)
@@ -103,9 +155,9 @@ def _wanted_parameters(own: Subnets) -> Iterator[tuple[int, str, str]]:
         yield 6, "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
 
-def _mark(kernel: Netlink, name: str) -> int:
+def _mark(kernel: Netlink, name: str, alias: str) -> int:
     """Make the device recognisable as ours; return its index."""
-    kernel.configure_link(name, alias=_ALIAS)
+    kernel.configure_link(name, alias=alias)
     link = kernel.link(name)
     if link is None:
         raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
@@ -114,7 +166,7 @@ def _mark(kernel: Netlink, name: str) -> int:
 
 async def _who_has_the_name(name: str) -> str:
     link = await ask(lambda kernel: kernel.link(name))
-    if link is not None and link.alias == _ALIAS:
+    if link is not None and link.kind == "tun" and link.alias.startswith(ALIAS.format("")):
         return (
             f"the device {name} belongs to another overlaynet that is running; stop it, "
             f"or choose another Name in the network document's Backend"
