@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from overlaynet.backends.udp.engine import DeviceGone
-from overlaynet.backends.udp.tun import DeviceNameTaken, open_tun
+from overlaynet.backends.udp.tun import DeviceNameTaken, open_queues
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
@@ -27,34 +27,36 @@ _QUEUE_LENGTH = 1000
 
 
 class TunDevice:
-    """A TUN device that exists as long as its descriptor is open, unless somebody deletes it."""
+    """A TUN device that exists as long as a descriptor of it is open, unless somebody deletes it."""
 
-    def __init__(self, name: str, descriptor: int, index: int) -> None:
+    def __init__(self, name: str, descriptors: list[int], index: int) -> None:
         self.name = name
-        self.descriptor = descriptor
+        self.descriptors = descriptors
+        """One for each of its queues."""
         self._index = index
         """The interface's index: a later device of the same name has another."""
         self._configured: tuple[int, Subnets] | None = None
         """What it was made to be last."""
         self._unwritable: set[Path] = set()
-        self._closed = False
 
     @classmethod
-    async def make(cls, name: str, *, offload_header: bool) -> TunDevice:
+    async def make(cls, name: str, queues: int, *, offload_header: bool) -> TunDevice:
         """Make the device, which stays down. If this is cancelled, there is none.
 
+        :param queues: how many it has, if the kernel gives as many.
         :raises BackendError: naming what has the name, or why this process cannot have a TUN device.
         """
         try:
-            descriptor = open_tun(name, offload_header=offload_header)
+            descriptors = open_queues(name, queues, offload_header=offload_header)
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
         try:
             index = await ask(lambda kernel: _mark(kernel, name))
         except BaseException:
-            os.close(descriptor)
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise
-        return cls(name, descriptor, index)
+        return cls(name, descriptors, index)
 
     async def configure(self, mtu: int, own: Subnets) -> None:
         """Make the device what it should be. Idempotent: what is right already is not touched, and what was not is logged.
@@ -67,11 +69,14 @@ class TunDevice:
             log.warning("device mended", extra=fields(device=self.name, mended=", ".join(mended)))
         self._configured = (mtu, own)
 
+    def keep_queues(self, count: int) -> None:
+        """Give up all queues but the first ``count``; what waits in the others is lost. Not while they are read."""
+        while len(self.descriptors) > count:
+            os.close(self.descriptors.pop())
+
     def close(self) -> None:
-        """Close the descriptor, with which the device goes. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            os.close(self.descriptor)
+        """Close the descriptors, with which the device goes. Idempotent."""
+        self.keep_queues(0)
 
     # In a thread, with netlink.
 
