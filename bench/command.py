@@ -28,7 +28,9 @@ PATHS = {
         Path("host", "host to host, bare", paths.bare),
         Path("vxlan", "kernel VXLAN", paths.vxlan),
         Path("native", "overlaynet, native", paths.overlaynet(*NATIVE)),
-        Path("single", "native, single packets", paths.overlaynet(*NATIVE, "--udp-offload", "off")),
+        Path(
+            "single", "native, single packets", paths.overlaynet(*NATIVE, "--udp-offload", "off", "--udp-threads", "1")
+        ),
         Path("python", "overlaynet, Python", paths.overlaynet(*PYTHON)),
         Path(
             "wireguard-go",

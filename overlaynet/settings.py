@@ -68,6 +68,12 @@ def setting(
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
 
 
+def _threads(value: str) -> str | None:
+    if value == "auto" or (value.isascii() and value.isdecimal() and 1 <= int(value) <= 64):
+        return None
+    return f"must be auto, or a whole number from 1 to 64, not {value!r}"
+
+
 @attrs.frozen
 class Settings:
     """All settings of ``overlaynet run``. Names and defaults are flannel's where it has them."""
@@ -228,6 +234,15 @@ class Settings:
         metavar="auto|off",
         check=options.one_of("auto", "off"),
         backend_argument=("udp", "offload"),
+    )
+    udp_threads: str = setting(
+        "auto",
+        "threads that carry packets in the udp backend's native engine, each with a queue of the device: "
+        "auto for half of the CPUs, 4 at most; or a number",
+        group="node",
+        metavar="auto|N",
+        check=_threads,
+        backend_argument=("udp", "threads"),
     )
     subnet_file: str = setting(
         "/run/flannel/subnet.env",

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import logging
 import os
 import struct
 
 from overlaynet.errors import BackendError
+from overlaynet.logs import fields
+
+log = logging.getLogger(__name__)
 
 _PATH = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TUNGETFEATURES = 0x800454CF
+_TUNGETIFF = 0x800454D2
 _IFF_TUN = 0x0001
+_IFF_MULTI_QUEUE = 0x0100
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
+_REQUEST = struct.Struct("16sH22x")
+"""``struct ifreq``: a name and flags."""
 
 
 class DeviceNameTaken(Exception):
     """There is an interface of this name already."""
 
 
-def open_tun(name: str, *, offload_header: bool = False) -> int:
+def open_queues(name: str, count: int, *, offload_header: bool = False) -> list[int]:
+    """Create the TUN device ``name`` with ``count`` queues; return a descriptor for each, as of :func:`open_tun`.
+
+    If the kernel gives fewer queues (but one at least), that is logged, and the device does with them. Of a device with
+    several, each queue has a share of the packets until its descriptor is closed; the device goes with the last one.
+
+    :raises DeviceNameTaken: as :func:`open_tun` does.
+    :raises BackendError: likewise; or if somebody deleted or renamed the device before it was complete.
+    """
+    with contextlib.ExitStack() as undo:
+        descriptors = [open_tun(name, offload_header=offload_header, several_queues=count > 1)]
+        undo.callback(os.close, descriptors[0])
+        while len(descriptors) < count:
+            try:
+                descriptors.append(_open_next_queue(name, descriptors[0]))
+            except OSError as error:
+                log.warning(
+                    "the device has fewer queues than asked for",
+                    extra=fields(device=name, queues=len(descriptors), wanted=count, reason=error.strerror),
+                )
+                break
+            undo.callback(os.close, descriptors[-1])
+        # A queue is asked for by the device's name, which may have come to mean another device, or a new one.
+        if {_name_of(descriptor) for descriptor in descriptors} != {name}:
+            raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
+        undo.pop_all()
+    return descriptors
+
+
+def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = False) -> int:
     """Create the TUN device ``name`` and return its descriptor: non-blocking, closed on exec.
 
     Each read returns, and each write takes, one whole IP packet with nothing before it. The device is down, and lives as
@@ -30,6 +68,7 @@ def open_tun(name: str, *, offload_header: bool = False) -> int:
 
     :param offload_header: if the kernel can do so, have each packet behind the 10 bytes of ``struct virtio_net_hdr``
         (Linux, Documentation/networking/tuntap.rst). Whether it does, ``TUNGETIFF`` tells. All offloads are off.
+    :param several_queues: if the kernel can do so, allow further queues (``IFF_MULTI_QUEUE``).
     :raises DeviceNameTaken: if an interface of this name exists, whatever it is.
     :raises BackendError: if this process cannot have a TUN device.
     """
@@ -39,10 +78,11 @@ def open_tun(name: str, *, offload_header: bool = False) -> int:
         raise BackendError(_explain(error)) from error
     # Exclusive, for without it the kernel would hand over a persistent device that someone else has made.
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
+    wanted = (_IFF_VNET_HDR if offload_header else 0) | (_IFF_MULTI_QUEUE if several_queues else 0)
     try:
-        if offload_header and _features(descriptor) & _IFF_VNET_HDR:
-            flags |= _IFF_VNET_HDR
-        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        if wanted:
+            flags |= _features(descriptor) & wanted
+        fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EBUSY, errno.EEXIST):
@@ -53,6 +93,28 @@ def open_tun(name: str, *, offload_header: bool = False) -> int:
             f"the kernel refuses to make the TUN device {name}: {error.strerror}; see its log (dmesg)"
         ) from error
     return descriptor
+
+
+def _open_next_queue(name: str, first: int) -> int:
+    """A further queue of the device that ``first`` belongs to. :raises OSError: if the kernel does not give one."""
+    descriptor = os.open(_PATH, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        _, flags = _REQUEST.unpack(fcntl.ioctl(first, _TUNGETIFF, bytes(_REQUEST.size)))
+        fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _name_of(descriptor: int) -> str | None:
+    """The name of the device that the descriptor belongs to; ``None`` if it is gone."""
+    try:
+        name, _ = _REQUEST.unpack(fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size)))
+    except OSError:
+        return None
+    decoded: str = name.rstrip(b"\0").decode()
+    return decoded
 
 
 def _features(descriptor: int) -> int:

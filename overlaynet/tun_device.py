@@ -13,7 +13,7 @@ from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
 from overlaynet.netlink import Netlink
-from overlaynet.tun import DeviceNameTaken, open_tun
+from overlaynet.tun import DeviceNameTaken, open_queues
 
 log = logging.getLogger(__name__)
 
@@ -27,39 +27,42 @@ _GONE = frozenset((errno.EBADFD, errno.ENODEV))
 class TunDevice:
     """A TUN device: a network interface whose packets a backend reads and writes. Made by :meth:`make`, not by its class.
 
-    It exists as long as its descriptor is open, unless somebody deletes it; however the process ends, the kernel takes it
+    It exists as long as a descriptor of it is open, unless somebody deletes it; however the process ends, the kernel takes it
     away, with its addresses and routes.
     """
 
-    def __init__(self, name: str, descriptor: int, index: int) -> None:
+    def __init__(self, name: str, descriptors: list[int], index: int) -> None:
         self.name = name
-        self.descriptor = descriptor
+        self.descriptors = descriptors
+        """One for each of its queues; all are non-blocking."""
         self._index = index
         """The interface's index: a later device of the same name has another."""
         self._configured: tuple[int, Subnets] | None = None
         """What it was made to be last."""
         self._parameters = Parameters()
-        self._closed = False
 
     @classmethod
-    async def make(cls, name: str, *, backend: str, offload_header: bool = False) -> TunDevice:
+    async def make(cls, name: str, *, backend: str, queues: int = 1, offload_header: bool = False) -> TunDevice:
         """Make the device, which stays down. If this is cancelled, there is none.
 
         :param backend: the name of the backend, which the device's alias tells everybody.
+        :param queues: how many it has, if the kernel gives as many, each with a share of the packets. :meth:`read` and
+            :meth:`write` use the first.
         :param offload_header: if the kernel can do so, have each packet behind a header (see :func:`.open_tun`); leave that
             to those who do without :meth:`read` and :meth:`write`.
         :raises BackendError: naming what has the name, or why this process cannot have a TUN device.
         """
         try:
-            descriptor = open_tun(name, offload_header=offload_header)
+            descriptors = open_queues(name, queues, offload_header=offload_header)
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
         try:
             index = await ask(lambda kernel: _mark(kernel, name, ALIAS.format(backend)))
         except BaseException:
-            os.close(descriptor)
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise
-        return cls(name, descriptor, index)
+        return cls(name, descriptors, index)
 
     async def configure(self, mtu: int, own: Subnets) -> None:
         """Make the device what it should be, and set it up. Idempotent.
@@ -77,8 +80,8 @@ class TunDevice:
         self._configured = (mtu, own)
 
     def fileno(self) -> int:
-        """The descriptor, for an event loop's ``add_reader``; it is non-blocking."""
-        return self.descriptor
+        """The descriptor of its first queue, for an event loop's ``add_reader``; it is non-blocking."""
+        return self.descriptors[0]
 
     def read(self) -> bytes:
         """The next packet that this host sends into the device: one whole IP packet.
@@ -87,7 +90,7 @@ class TunDevice:
         :raises DeviceGone: if somebody has deleted the device.
         """
         try:
-            packet = os.read(self.descriptor, _LARGEST)
+            packet = os.read(self.descriptors[0], _LARGEST)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -105,18 +108,21 @@ class TunDevice:
         :raises DeviceGone: if somebody has deleted the device.
         """
         try:
-            os.write(self.descriptor, packet)
+            os.write(self.descriptors[0], packet)
         except OSError as error:
             if error.errno in _GONE:
                 raise self._gone() from error
             return False
         return True
 
+    def keep_queues(self, count: int) -> None:
+        """Give up all queues but the first ``count``; what waits in the others is lost. Not while they are read."""
+        while len(self.descriptors) > count:
+            os.close(self.descriptors.pop())
+
     def close(self) -> None:
-        """Close the descriptor, with which the device goes. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            os.close(self.descriptor)
+        """Close the descriptors, with which the device goes. Idempotent."""
+        self.keep_queues(0)
 
     def _gone(self) -> DeviceGone:
         return DeviceGone(f"the device {self.name} is gone: somebody deleted or renamed it")

@@ -45,7 +45,7 @@ class PretendedTun(TunDevice):
         near, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self.kernel.setblocking(False)
-        super().__init__(name, near.detach(), index)
+        super().__init__(name, [near.detach()], index)
         self.mtu = 0
         self.addresses: tuple[IPAddress, ...] = ()
         self._forget = forget

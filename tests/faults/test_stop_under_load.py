@@ -14,11 +14,11 @@ def received(host: Host) -> int:
     return sum(int(peer["received_packets"]) for peer in packets["peers"].values())
 
 
-@pytest.mark.parametrize("engine", ["native", "python"])
-def test_a_daemon_under_full_load_stops_at_once_and_leaves_nothing(engine: str) -> None:
+@pytest.mark.parametrize(("engine", "threads"), [("native", 1), ("native", 2), ("python", 1)])
+def test_a_daemon_under_full_load_stops_at_once_and_leaves_nothing(engine: str, threads: int) -> None:
     with Lab("stop") as lab:
         for host in lab.hosts:
-            host.start_overlaynet(lab.file_store, ["--udp-engine", engine])
+            host.start_overlaynet(lab.file_store, ["--udp-engine", engine, "--udp-threads", str(threads)])
             host.connect_containers()
         lab.wait_until_acquainted()
         with full_load(*lab.containers):

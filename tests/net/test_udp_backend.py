@@ -20,7 +20,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from overlaynet.backends.udp import UdpBackend, UdpOptions
+from overlaynet.backends.udp import UdpBackend, UdpOptions, wire
 from overlaynet.backends.udp.engine import Drop, Engine, EnginePeer, PeerTable
 from overlaynet.backends.udp.native_engine import NativeEngine
 from overlaynet.backends.udp.python_engine import PythonEngine
@@ -42,8 +42,11 @@ PATIENCE = 20.0
 class Host:
     """A namespace with a thread and an event loop inside of it, for backends to live in."""
 
-    def __init__(self, namespace: NetworkNamespace, address: IPv4Address, subnet: IPv4Network, engine: str) -> None:
+    def __init__(
+        self, namespace: NetworkNamespace, address: IPv4Address, subnet: IPv4Network, engine: str, threads: int
+    ) -> None:
         self.engine = engine
+        self.threads = threads
         self.engine_class: type[Engine] = NativeEngine if engine == "native" else PythonEngine
         self.namespace = namespace
         self.underlay = Underlay("eth0", 1500, ipv4=address, public_ipv4=address)
@@ -69,7 +72,8 @@ class Host:
 
     def make(self, options: UdpOptions | None = None) -> UdpBackend:
         async def make() -> UdpBackend:
-            return UdpBackend(UdpOptions() if options is None else options, engine=self.engine)
+            chosen = UdpOptions() if options is None else options
+            return UdpBackend(chosen, engine=self.engine, threads=str(self.threads))
 
         backend = self.wait(make())
         self.backends.append(backend)
@@ -98,7 +102,12 @@ class Host:
         self.namespace.close()
 
 
-@pytest.fixture(params=["python", "native"])
+ALSO_WITH_TWO_THREADS = pytest.mark.parametrize(
+    "hosts", [("python", 1), ("native", 1), ("native", 2)], indirect=True, ids="{0[0]}-{0[1]}".format
+)
+
+
+@pytest.fixture(params=[("python", 1), ("native", 1)], ids="{0[0]}-{0[1]}".format)
 def hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
     """Two hosts on one underlay."""
     with contextlib.ExitStack() as stack:
@@ -109,9 +118,9 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
         for namespace, address in ((a, A_ADDRESS), (b, B_ADDRESS)):
             namespace.ip(f"address add {address}/24 dev eth0", "link set eth0 up", "link set lo up")
             namespace.set_sysctl("net.ipv4.ip_forward", 1)
-        host_a = Host(a, A_ADDRESS, A_SUBNET, request.param)
+        host_a = Host(a, A_ADDRESS, A_SUBNET, *request.param)
         stack.callback(host_a.close)
-        host_b = Host(b, B_ADDRESS, B_SUBNET, request.param)
+        host_b = Host(b, B_ADDRESS, B_SUBNET, *request.param)
         stack.callback(host_b.close)
         yield host_a, host_b
 
@@ -175,6 +184,7 @@ def link_names(namespace: NetworkNamespace) -> set[str]:
     return {entry["ifname"] for entry in namespace.ip_json("link", "show")}
 
 
+@ALSO_WITH_TWO_THREADS
 def test_packets_go_both_ways(hosts: tuple[Host, Host], container: NetworkNamespace) -> None:
     a, b = hosts
     backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
@@ -190,6 +200,7 @@ def test_packets_go_both_ways(hosts: tuple[Host, Host], container: NetworkNamesp
     assert drops(backend_a) == drops(backend_b) == {}
 
 
+@ALSO_WITH_TWO_THREADS
 def test_the_device_is_as_documented(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     backend = a.make()
@@ -211,6 +222,7 @@ def test_the_device_is_as_documented(hosts: tuple[Host, Host]) -> None:
     assert [(entry["local"], entry["prefixlen"]) for entry in addresses["addr_info"]] == [("10.244.1.0", 32)]
     status = json.loads(json.dumps(backend.status()))
     assert (status["engine"], status["device"], status["mtu"], status["port"]) == (a.engine, "overlay0", 1472, 8285)
+    assert (status["threads"], status["threads_refused"]) == (a.threads, 0)
 
 
 def test_options_name_the_device_the_port_and_the_mtu(hosts: tuple[Host, Host]) -> None:
@@ -223,6 +235,7 @@ def test_options_name_the_device_the_port_and_the_mtu(hosts: tuple[Host, Host]) 
     assert ping(hosts[0].namespace, "10.244.2.0", "-M", "do", "-s", str(1280 - 28)).returncode == 0
 
 
+@ALSO_WITH_TWO_THREADS
 def test_a_packet_of_the_mtu_passes_and_a_larger_one_is_refused(
     hosts: tuple[Host, Host], container: NetworkNamespace
 ) -> None:
@@ -304,6 +317,7 @@ def inner(source: str = "10.244.2.194", destination: str = "10.244.1.0", payload
     return bytes(IP(src=source, dst=destination) / UDP(sport=5555, dport=4444) / Raw(payload))
 
 
+@ALSO_WITH_TWO_THREADS
 def test_only_what_a_peer_may_send_is_delivered(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     b.namespace.ip("address add 172.16.130.200/24 dev eth0")
@@ -397,6 +411,7 @@ def test_an_underlay_with_a_smaller_mtu_fragments(hosts: tuple[Host, Host]) -> N
     assert ping(a.namespace, "10.244.2.0", "-M", "do", "-s", str(1472 - 28)).returncode == 0
 
 
+@ALSO_WITH_TWO_THREADS
 def test_set_peers_repairs_the_device(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     backend = a.start(PEER_B)
@@ -417,6 +432,7 @@ def test_set_peers_repairs_the_device(hosts: tuple[Host, Host]) -> None:
     assert [entry["local"] for entry in addresses["addr_info"]] == ["10.244.1.0"]
 
 
+@ALSO_WITH_TWO_THREADS
 def test_packets_for_a_device_that_is_down_are_counted(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     backend = a.start(PEER_B)
@@ -437,6 +453,7 @@ async def has_ended(backend: UdpBackend) -> bool:
     return bool(done)
 
 
+@ALSO_WITH_TWO_THREADS
 @pytest.mark.parametrize(
     "commands",
     [["link delete overlay0"], ["link set overlay0 down", "link set overlay0 name foreign"]],
@@ -461,6 +478,7 @@ def test_a_device_that_is_gone_is_made_again(hosts: tuple[Host, Host], commands:
     assert not a.wait(has_ended(backend))
 
 
+@ALSO_WITH_TWO_THREADS
 def test_another_interface_that_took_the_name_of_a_deleted_device_is_left_alone(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     backend = a.start(PEER_B)
@@ -480,6 +498,7 @@ def test_another_interface_that_took_the_name_of_a_deleted_device_is_left_alone(
     assert ping(a.namespace, "10.244.2.0").returncode == 0
 
 
+@ALSO_WITH_TWO_THREADS
 def test_the_socket_follows_another_address_of_the_underlay(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
@@ -494,6 +513,40 @@ def test_the_socket_follows_another_address_of_the_underlay(hosts: tuple[Host, H
     assert "172.16.130.140:8285" not in listening
 
 
+@pytest.mark.parametrize("hosts", [("native", 2)], indirect=True)
+def test_a_new_address_with_fewer_sockets_leaves_fewer_threads(
+    hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> socket.socket:
+        raise OSError(errno.ENOPROTOOPT, "not available")
+
+    a, b = hosts
+    backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
+    assert link(a.namespace)["linkinfo"]["info_data"]["numqueues"] == 2
+    monkeypatch.setattr(wire, "_open_next_socket", refuse)
+    a.namespace.ip("address flush dev eth0", "address add 172.16.130.99/24 dev eth0")
+    moved = IPv4Address("172.16.130.99")
+    assert a.wait(backend_a.set_underlay(Underlay("eth0", 1500, ipv4=moved, public_ipv4=moved)))
+    b.wait(backend_b.set_peers([attrs.evolve(PEER_A, public_ipv4=moved)]))
+    assert (backend_a.status()["threads"], backend_a.status()["threads_refused"]) == (1, 1)
+    assert link(a.namespace)["linkinfo"]["info_data"]["numqueues"] == 1
+    a.namespace.ip(f"route replace {NETWORK} dev overlay0")
+    # Flows of many kinds would be spread over queues that nobody reads, and over sockets likewise.
+    for port in range(9000, 9016):
+        with (
+            b.namespace.socket(type=socket.SOCK_DGRAM) as listener,
+            a.namespace.socket(type=socket.SOCK_DGRAM) as client,
+        ):
+            listener.bind(("10.244.2.0", port))
+            listener.settimeout(PATIENCE)
+            client.sendto(b"there", ("10.244.2.0", port))
+            data, sender = listener.recvfrom(100)
+            client.settimeout(PATIENCE)
+            listener.sendto(data, sender)
+            assert client.recv(100) == b"there"
+
+
+@ALSO_WITH_TWO_THREADS
 @pytest.mark.parametrize("address", [A_ADDRESS, IPv4Address("172.16.130.99")])
 def test_the_device_follows_the_mtu_and_the_address_under_load(hosts: tuple[Host, Host], address: IPv4Address) -> None:
     a, b = hosts
@@ -536,6 +589,7 @@ def refusal(host: Host, options: UdpOptions | None = None, underlay: Underlay | 
     return str(caught.value)
 
 
+@ALSO_WITH_TWO_THREADS
 def test_a_port_in_use_is_refused(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     with a.namespace.socket(type=socket.SOCK_DGRAM) as other:
@@ -547,11 +601,13 @@ def test_a_port_in_use_is_refused(hosts: tuple[Host, Host]) -> None:
     a.start()
 
 
+@ALSO_WITH_TWO_THREADS
 @pytest.mark.parametrize(
     ("commands", "kind"),
     [
         (["link add overlay0 type bridge"], "(bridge)"),
         (["tuntap add overlay0 mode tun"], "(tun)"),
+        (["tuntap add overlay0 mode tun multi_queue"], "(tun)"),
         (["tuntap add overlay0 mode tap"], "(tun)"),
         (["link set lo name overlay0"], ""),
     ],
@@ -567,6 +623,7 @@ def test_a_device_name_that_is_taken_is_refused(hosts: tuple[Host, Host], comman
     a.start(options=UdpOptions(name="overlay1"))
 
 
+@ALSO_WITH_TWO_THREADS
 def test_the_device_of_another_overlaynet_is_refused(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     a.start()
@@ -584,6 +641,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@ALSO_WITH_TWO_THREADS
 def test_nothing_is_left_after_close(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     a.wait(a.start(PEER_B).aclose())  # what is imported and cached on the way stays
@@ -600,6 +658,7 @@ def test_nothing_is_left_after_close(hosts: tuple[Host, Host]) -> None:
     assert descriptors() == before
 
 
+@ALSO_WITH_TWO_THREADS
 def test_a_busy_backend_takes_peers_and_stops(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     backend_a, backend_b = a.start(PEER_B), b.start(PEER_A)
@@ -635,6 +694,7 @@ def test_a_busy_backend_takes_peers_and_stops(hosts: tuple[Host, Host]) -> None:
             each.join()
 
 
+@ALSO_WITH_TWO_THREADS
 def test_a_scan_gets_no_more_errors_than_allowed(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     backend = a.start()

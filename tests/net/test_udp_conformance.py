@@ -11,7 +11,7 @@ from overlaynet.testing.hosts import HostPair, KernelBackendConformance
 
 
 class TestPythonEngine(KernelBackendConformance):
-    engine = "python"
+    engine, threads = "python", 1
     lacks: ClassVar[Mapping[str, str]] = {
         "earlier runs": "the kernel takes its device away when the process ends",
         "failure": "a device that is deleted is made again",
@@ -25,7 +25,7 @@ class TestPythonEngine(KernelBackendConformance):
     @pytest.fixture
     def make_backend(self, backends: list[UdpBackend]) -> MakeBackend:
         def make() -> UdpBackend:
-            backends.append(UdpBackend(UdpOptions(), engine=self.engine))
+            backends.append(UdpBackend(UdpOptions(), engine=self.engine, threads=str(self.threads)))
             return backends[-1]
 
         return make
@@ -43,3 +43,7 @@ class TestPythonEngine(KernelBackendConformance):
 
 class TestNativeEngine(TestPythonEngine):
     engine = "native"
+
+
+class TestNativeEngineWithTwoThreads(TestPythonEngine):
+    engine, threads = "native", 2

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
+import os
 import socket
 import threading
 import time
@@ -14,7 +16,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from overlaynet.backends.udp import UdpBackend, UdpOptions, backend
+from overlaynet import tun
+from overlaynet.backends.udp import UdpBackend, UdpOptions, backend, wire
 from overlaynet.errors import BackendError
 from overlaynet.model import Lease, Peer, Subnets, Underlay
 from overlaynet.network import parse
@@ -52,8 +55,8 @@ async def _run(backend: UdpBackend) -> None:
 
 
 @contextlib.contextmanager
-def tunnel(engines: tuple[str, str]) -> Iterator[tuple[list[NetworkNamespace], list[UdpBackend]]]:
-    """Two hosts with these engines."""
+def tunnel(engines: tuple[str, str], threads: int = 1) -> Iterator[tuple[list[NetworkNamespace], list[UdpBackend]]]:
+    """Two hosts with these engines; a native one has so many threads."""
     with contextlib.ExitStack() as stack:
         hosts = [stack.enter_context(NetworkNamespace(label=f"offload-{number}")) for number in range(2)]
         hosts[0].ip("link set lo up", f"link add eth0 type veth peer name eth0 netns {hosts[1].name}")
@@ -65,7 +68,8 @@ def tunnel(engines: tuple[str, str]) -> Iterator[tuple[list[NetworkNamespace], l
 
             async def start(number: int = number) -> UdpBackend:
                 address = UNDERLAYS[number]
-                backend = UdpBackend(UdpOptions(), engine=engines[number])
+                engine = engines[number]
+                backend = UdpBackend(UdpOptions(), engine=engine, threads=str(threads if engine == "native" else 1))
                 await backend.open(NETWORK, Underlay("eth0", 1500, ipv4=address, public_ipv4=address))
                 await backend.start(Lease(Subnets(SUBNETS[number]), public_ipv4=address))
                 await backend.set_peers([Peer(Subnets(SUBNETS[1 - number]), UNDERLAYS[1 - number])])
@@ -129,10 +133,17 @@ def checksum_errors(host: NetworkNamespace) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "engines", [("native", "native"), ("native", "python"), ("python", "native"), ("python", "python")]
+    ("engines", "threads"),
+    [
+        (("native", "native"), 1),
+        (("native", "native"), 2),
+        (("native", "python"), 1),
+        (("python", "native"), 1),
+        (("python", "python"), 1),
+    ],
 )
-def test_streams_arrive_whole_and_no_checksum_is_wrong(engines: tuple[str, str]) -> None:
-    with tunnel(engines) as (hosts, backends):
+def test_streams_arrive_whole_and_no_checksum_is_wrong(engines: tuple[str, str], threads: int) -> None:
+    with tunnel(engines, threads) as (hosts, backends):
         transfer(hosts[0], hosts[1], "10.244.2.0")
         transfer(hosts[1], hosts[0], "10.244.1.0")
         for host in hosts:
@@ -142,13 +153,13 @@ def test_streams_arrive_whole_and_no_checksum_is_wrong(engines: tuple[str, str])
             assert set(offloads.values()) == {"on"}
 
 
-@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize(("engine", "threads"), [("native", 1), ("native", 2), ("python", 1)])
 def test_where_the_underlay_takes_no_runs_packets_go_alone_and_the_log_says_so(
-    engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: str, threads: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(backend, "LOOK_INTERVAL", 0.1)
-    with tunnel((engine, engine)) as (hosts, backends):
+    with tunnel((engine, engine), threads) as (hosts, backends):
         for host in hosts:
             host.ip("link set eth0 mtu 1300")
         transfer(hosts[0], hosts[1], "10.244.2.0", streams=1)
@@ -165,3 +176,26 @@ def test_where_the_underlay_takes_no_runs_packets_go_alone_and_the_log_says_so(
             offloads = backends[0].status()["offloads"]
         assert offloads["udp_segment"].startswith("on (failed ")
         wait_until(lambda: "offload works again" in caplog.messages, PATIENCE, "the log to say so")
+
+
+@pytest.mark.parametrize("refused", ["queue", "socket"])
+def test_where_the_kernel_gives_no_second_queue_or_socket_one_thread_carries_all(
+    refused: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> object:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    module, function = {"queue": (tun, "_open_next_queue"), "socket": (wire, "_open_next_socket")}[refused]
+    monkeypatch.setattr(module, function, refuse)
+    with tunnel(("native", "native"), 2) as (hosts, backends):
+        for host, each in zip(hosts, backends, strict=True):
+            assert (each.status()["threads"], each.status()["threads_refused"]) == (1, 1)
+            (link,) = host.ip_json("link", "show", "overlay0")
+            assert link["linkinfo"]["info_data"].get("numqueues", 1) == 1
+            assert len(host.execute(["ss", "-Hlun", "sport = :8285"]).stdout.splitlines()) == 1
+        transfer(hosts[0], hosts[1], "10.244.2.0")
+        transfer(hosts[1], hosts[0], "10.244.1.0")
+    expected = {"queue": "the device has fewer queues than asked for", "socket": "fewer sockets than asked for"}[
+        refused
+    ]
+    assert caplog.messages == [expected] * 2

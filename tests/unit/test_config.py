@@ -81,6 +81,7 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "on_lease_lost": "reacquire",
         "udp_engine": "python",
         "udp_offload": "off",
+        "udp_threads": "2",
         "privileges": "keep",
         "log_level": "debug",
         "log_format": "json",
@@ -114,6 +115,14 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         ),
         (["--public-ip", "1.2.3"], {}, "--public-ip must be an IPv4 address, not '1.2.3'"),
         (["--iface-can-reach", "x"], {}, "--iface-can-reach must be an IP address, not 'x'"),
+        *(
+            (
+                ["--udp-threads", number],
+                {},
+                f"--udp-threads must be auto, or a whole number from 1 to 64, not '{number}'",
+            )
+            for number in ("0", "65", "-1", "1.5", "two", "", "²")
+        ),
         (["--log-format", "xml"], {}, "--log-format must be one of text, json, not 'xml'"),
         ([], {"OVERLAYNET_RELEASE_ON_STOP": "maybe"}, "OVERLAYNET_RELEASE_ON_STOP must be true or false, not 'maybe'"),
         (
@@ -180,8 +189,8 @@ def test_store_settings_reach_the_selected_driver_only() -> None:
 
 
 def test_the_settings_of_a_backend_are_its_arguments() -> None:
-    settings = resolve("--udp-engine", "native", "--udp-offload", "off").settings
-    assert config.backend_arguments(settings, "udp") == {"engine": "native", "offload": "off"}
+    settings = resolve("--udp-engine", "native", "--udp-offload", "off", "--udp-threads", "2").settings
+    assert config.backend_arguments(settings, "udp") == {"engine": "native", "offload": "off", "threads": "2"}
     assert config.backend_arguments(settings, "vxlan") == {}
 
 

@@ -101,13 +101,14 @@ class World:
             self.port: int = free.getsockname()[1]
         self.underlay = Underlay("eth0", 1500, ipv4=LOOPBACK)
 
-    def open_tun(self, name: str, *, offload_header: bool = False) -> int:
+    def open_queues(self, name: str, count: int, *, offload_header: bool = False) -> list[int]:
+        """One queue, as from a kernel that gives no more."""
         if self.name_is_taken:
             raise tun.DeviceNameTaken(name)
         self.devices_made += 1
         near, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
-        return near.detach()
+        return [near.detach()]
 
     async def netlink(self, function: Callable[[PretendedKernel], T]) -> T:
         await asyncio.sleep(0)
@@ -139,7 +140,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
-    monkeypatch.setattr(tun_device, "open_tun", made.open_tun)
+    monkeypatch.setattr(tun_device, "open_queues", made.open_queues)
     monkeypatch.setattr(devices, "netlink", made.netlink)
     yield made
     if made.device is not None:

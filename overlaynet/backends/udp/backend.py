@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import attrs
 
+from overlaynet.backends.udp.choice import EngineChoice, choose
 from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, largest_mtu, peer_address
-from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, PeerTable
+from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
-from overlaynet.backends.udp.python_engine import PythonEngine
-from overlaynet.backends.udp.wire import open_socket
+from overlaynet.backends.udp.wire import open_sockets
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError, DeviceGone
@@ -58,20 +57,22 @@ class UdpBackend(Backend):
 
     Options: ClassVar[type[UdpOptions]] = UdpOptions
     options: UdpOptions
-    # The engine ("native", "python", or "auto" for the native one if it was built), and its offloads ("auto" or "off").
-    node_settings: ClassVar[frozenset[str]] = frozenset(("engine", "offload"))
+    # The engine ("native", "python", or "auto" for the native one if it was built), its offloads ("auto" or "off"), and
+    # its threads ("auto" for as many as suit the CPUs, or a number).
+    node_settings: ClassVar[frozenset[str]] = frozenset(("engine", "offload", "threads"))
 
-    def __init__(self, options: UdpOptions, *, engine: str = "auto", offload: str = "auto") -> None:
+    def __init__(
+        self, options: UdpOptions, *, engine: str = "auto", offload: str = "auto", threads: str = "auto"
+    ) -> None:
         super().__init__(options)
-        self._engine_name = engine
-        self._offload = offload != "off"
-        self._offload_header = False
-        self._engine_class: Callable[[int, list[int], int, PeerTable], Engine] = PythonEngine
+        self._settings = (engine, offload, threads)
+        self._choice: EngineChoice | None = None
         self._network: Network | None = None
         self._own: Subnets | None = None
         self._mtu: int | None = None
         self._device: TunDevice | None = None
-        self._wires: dict[IPAddress, socket.socket] = {}
+        self._wires: dict[IPAddress, list[socket.socket]] = {}
+        """The sockets: of each address one for each thread, and all share its port."""
         self._old_wires: list[socket.socket] = []
         """Sockets that an engine may still be reading, but no later one is to."""
         self._engine: EngineThread | None = None
@@ -91,22 +92,20 @@ class UdpBackend(Backend):
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Bind the sockets and create the device, which stays down. Like flannel's udp, nothing is published."""
-        self._choose_engine()
+        choice = choose(*self._settings)
         mtu = fitting_mtu(self.options.mtu, network, underlay)
         addresses = _addresses(underlay)
         with contextlib.ExitStack() as undo:
-            wires = {}
-            for address in addresses:
-                wires[address] = open_socket(address, self.options.port)
-                undo.callback(wires[address].close)
-            device = await TunDevice.make(self.options.name, backend="udp", offload_header=self._offload_header)
+            wires = open_sockets(addresses, self.options.port, choice.threads)
+            undo.callback(_close_all, wires)
+            device = await self._make_device(choice, wires)
             undo.callback(device.close)
             try:
                 self._signal = ChangeSignal((Group.LINKS, Group.IPV4_ADDRESSES, Group.IPV6_ADDRESSES))
             except NetlinkError as error:
                 raise BackendError(str(error)) from error
             undo.pop_all()
-        self._network, self._device, self._wires = network, device, wires
+        self._choice, self._network, self._device, self._wires = choice, network, device, wires
         self._mtu = mtu
         return LeaseData()
 
@@ -118,7 +117,9 @@ class UdpBackend(Backend):
         engine = await self._mend(self._own, self._mtu)
         log.info(
             "packet engine started",
-            extra=fields(engine=engine.name, offloads=dict(engine.counters().offloads) or None),
+            extra=fields(
+                engine=engine.name, threads=_fewest(self._wires), offloads=dict(engine.counters().offloads) or None
+            ),
         )
         return Device(self.options.name, self._mtu)
 
@@ -142,7 +143,9 @@ class UdpBackend(Backend):
         addresses = _addresses(underlay)
         most = largest_mtu(self._network, underlay)
         mtu = most if self.options.mtu is None else self.options.mtu
-        new = {address: open_socket(address, self.options.port) for address in addresses if address not in self._wires}
+        new = open_sockets(
+            (address for address in addresses if address not in self._wires), self.options.port, _fewest(self._wires)
+        )
         # From here on nothing fails, and whatever interrupts it, no socket is forgotten.
         if mtu > most:
             log.warning(
@@ -152,7 +155,9 @@ class UdpBackend(Backend):
                 ),
             )
         same_mtu, self._mtu = mtu == self._mtu, mtu
-        self._old_wires += [wire for address, wire in self._wires.items() if address not in addresses]
+        self._old_wires += [
+            wire for address, wires in self._wires.items() if address not in addresses for wire in wires
+        ]
         self._wires = {address: new.get(address) or self._wires[address] for address in addresses}
         if not same_mtu or new or self._old_wires:
             # An engine has its sockets and MTU for life: another takes over; what arrives meanwhile waits in the kernel.
@@ -192,10 +197,16 @@ class UdpBackend(Backend):
         self._device_ended.clear()
 
     def status(self) -> Mapping[str, JSON]:
-        """Engine, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent."""
+        """Engine, threads, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent.
+
+        ``threads_refused`` counts the threads that were asked for and that the kernel gave no queue or socket for.
+        """
         engine, counters = self._engine, self._counters()
+        threads, wanted = _fewest(self._wires), self._choice.threads if self._choice is not None else 0
         status: dict[str, JSON] = {
             "engine": engine.engine.name if engine is not None else None,
+            "threads": threads if engine is not None else 0,
+            "threads_refused": wanted - threads,
             "device": self.options.name,
             "mtu": self._mtu,
             "port": self.options.port,
@@ -228,13 +239,13 @@ class UdpBackend(Backend):
 
         :raises BackendError: if that cannot be done now.
         """
-        if self._closing:
+        if self._closing or self._choice is None:
             raise BackendError(self._failure)
         try:
             await self._configure(own, mtu)
         except DeviceGone:
             await self._lose_device()
-            device = await TunDevice.make(self.options.name, backend="udp", offload_header=self._offload_header)
+            device = await self._make_device(self._choice, self._wires)
             if self._closing:
                 device.close()
                 raise BackendError(self._failure) from None
@@ -246,13 +257,19 @@ class UdpBackend(Backend):
         if self._closing or self._device is None:
             raise BackendError(self._failure)
         if self._engine is None:
-            wires = [wire.fileno() for wire in self._wires.values()]
-            engine = self._engine_class(self._device.descriptor, wires, mtu, self._make_table(own))
+            queues = self._make_queues(self._device)
+            engine = self._choice.make(queues, mtu, self._make_table(own))
             self._engine = EngineThread(engine, self.options.name, self._engine_ended)
         if self._device_lost:
             self._device_lost = False
             log.info("device made again", extra=fields(device=self.options.name, peers=len(self._peers)))
         return self._engine.engine
+
+    async def _make_device(self, choice: EngineChoice, wires: Mapping[IPAddress, list[socket.socket]]) -> TunDevice:
+        queues = _fewest(wires)
+        return await TunDevice.make(
+            self.options.name, backend="udp", queues=queues, offload_header=choice.offload_header
+        )
 
     async def _configure(self, own: Subnets, mtu: int) -> None:
         if self._device is None or (self._engine is not None and not self._engine.running):
@@ -299,7 +316,8 @@ class UdpBackend(Backend):
             self._signal.close()
         if self._device is not None:
             self._device.close()
-        for wire in (*self._wires.values(), *self._old_wires):
+        _close_all(self._wires)
+        for wire in self._old_wires:
             wire.close()
         self._ended.set()
 
@@ -309,22 +327,18 @@ class UdpBackend(Backend):
         counters = self._engine.engine.counters()
         return counters if self._earlier is None else counters.after(self._earlier)
 
-    def _choose_engine(self) -> None:
-        self._engine_class = functools.partial(PythonEngine, offload=self._offload)
-        if self._engine_name == "python":
-            return
-        try:
-            from overlaynet.backends.udp.native_engine import NativeEngine  # noqa: PLC0415 - it may be missing
-        except ImportError as error:
-            if self._engine_name == "native":
-                raise BackendError(
-                    f"the native packet engine is not there ({error}); install overlaynet where there is a C compiler, "
-                    f"or choose --udp-engine python"
-                ) from error
-            log.info("native packet engine not built", extra=fields(reason=error))
-            return
-        self._engine_class = functools.partial(NativeEngine, offload=self._offload)
-        self._offload_header = self._offload
+    def _make_queues(self, device: TunDevice) -> list[Queue]:
+        """Pairs of a queue of the device and sockets; what has no partner is given up, or packets would wait in it for ever."""
+        count = min(len(device.descriptors), _fewest(self._wires))
+        device.keep_queues(count)
+        for wires in self._wires.values():
+            while len(wires) > count:
+                wires.pop().close()
+        columns = zip(*self._wires.values(), strict=True)
+        return [
+            (descriptor, [wire.fileno() for wire in column])
+            for descriptor, column in zip(device.descriptors, columns, strict=True)
+        ]
 
     def _make_table(self, own: Subnets) -> PeerTable:
         """What the engine is to know of the peers; those that cannot be reached are reported once."""
@@ -343,6 +357,16 @@ class UdpBackend(Backend):
         self._unreachable_peers = frozenset(unreachable)
         self._reachable = tuple(reachable)
         return PeerTable(own, self._reachable)
+
+
+def _fewest(wires: Mapping[IPAddress, Sequence[socket.socket]]) -> int:
+    return min(map(len, wires.values()), default=0)
+
+
+def _close_all(wires: Mapping[IPAddress, Sequence[socket.socket]]) -> None:
+    for each in wires.values():
+        for wire in each:
+            wire.close()
 
 
 def _addresses(underlay: Underlay) -> list[IPAddress]:

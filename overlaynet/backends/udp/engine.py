@@ -16,11 +16,14 @@ import abc
 import enum
 import errno
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import attrs
 
 from overlaynet.model import IPAddress, Subnets
+
+Queue: TypeAlias = tuple[int, Sequence[int]]
+"""What one thread of an engine serves: the descriptors of a queue of the device, and of sockets."""
 
 
 class Drop(enum.IntEnum):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from overlaynet.backends.udp import _native
-from overlaynet.backends.udp.engine import Counters, Drop, Engine, Offload, PeerCounters, PeerTable
+from overlaynet.backends.udp.engine import Counters, Drop, Engine, Offload, PeerCounters, PeerTable, Queue
 from overlaynet.errors import DeviceGone
 from overlaynet.model import Subnets
 
@@ -46,7 +46,7 @@ class NativeEngine(Engine):
         mtu: int,
         table: PeerTable,
         *,
-        more_queues: Sequence[tuple[int, Sequence[int]]] = (),
+        more_queues: Sequence[Queue] = (),
         offload: bool = True,
         device_header: bool | None = None,
     ) -> None:

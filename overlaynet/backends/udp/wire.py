@@ -1,12 +1,18 @@
-"""The UDP socket that faces the other hosts."""
+"""The UDP sockets that face the other hosts."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import socket
+from collections.abc import Iterable
 
 from overlaynet.errors import BackendError
+from overlaynet.logs import fields
 from overlaynet.model import IPAddress
+
+log = logging.getLogger(__name__)
 
 _BUFFER = 4 * 1024 * 1024
 """Bytes of packets that may wait in the kernel while the engine is busy: about a tenth of a second at 300 Mbit/s."""
@@ -15,14 +21,51 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
 
-def open_socket(address: IPAddress, port: int) -> socket.socket:
-    """A non-blocking UDP socket bound to ``address`` and ``port``, with large buffers; the caller closes it.
+def open_sockets(addresses: Iterable[IPAddress], port: int, count: int) -> dict[IPAddress, list[socket.socket]]:
+    """For each address ``count`` non-blocking UDP sockets bound to it and ``port``, with large buffers; the caller closes them.
 
-    :raises BackendError: naming what is in the way.
+    Of several sockets with one address, the kernel chooses by the datagram's addresses and ports, so that what comes from one
+    socket elsewhere comes to one socket here (``SO_REUSEPORT``, socket(7)). If it does not let them share the address, there
+    are fewer (but one at least), and that is logged.
+
+    :raises BackendError: naming what is in the way; there are no sockets then.
     """
+    with contextlib.ExitStack() as undo:
+        opened: dict[IPAddress, list[socket.socket]] = {}
+        for address in addresses:
+            sockets = opened[address] = [undo.enter_context(_open_first_socket(address, port))]
+            while len(sockets) < count:
+                try:
+                    sockets.append(undo.enter_context(_open_next_socket(address, port, sockets[0])))
+                except OSError as error:
+                    log.warning(
+                        "fewer sockets than asked for",
+                        extra=fields(address=address, sockets=len(sockets), wanted=count, reason=error.strerror),
+                    )
+                    break
+        undo.pop_all()
+    return opened
+
+
+def _open_first_socket(address: IPAddress, port: int) -> socket.socket:
+    # It is bound as one that shares with nobody, so that another program's socket is an error, as ever.
+    try:
+        return _bound_socket(address, port, shared=False)
+    except OSError as error:
+        raise BackendError(_explain(error, address, port)) from error
+
+
+def _open_next_socket(address: IPAddress, port: int, first: socket.socket) -> socket.socket:
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return _bound_socket(address, port, shared=True)
+
+
+def _bound_socket(address: IPAddress, port: int, *, shared: bool) -> socket.socket:
     wire = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     try:
         wire.setblocking(False)
+        if shared:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if address.version == 6:
             wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         for forced, option in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
@@ -31,9 +74,9 @@ def open_socket(address: IPAddress, port: int) -> socket.socket:
             except OSError:
                 wire.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         wire.bind((str(address), port))
-    except OSError as error:
+    except OSError:
         wire.close()
-        raise BackendError(_explain(error, address, port)) from error
+        raise
     return wire
 
 

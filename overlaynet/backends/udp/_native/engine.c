@@ -9,9 +9,12 @@
  * Nothing waits for more to come: as soon as no more is readable, all is sent. Runs of segments, and packets that are no
  * part of a run (acknowledgements above all), do not wait even for the end of the burst.
  *
- * With several workers, the kernel spreads the load: packets over the device's queues by flow (a flow's packets leave by
- * the queue that its answers last came in by), and datagrams over the sockets by the peer that sent them (SO_REUSEPORT).
- * Either way the packets of a flow stay with one worker, and so in order.
+ * With several workers, the kernel spreads the load: datagrams over the sockets by their addresses and ports
+ * (SO_REUSEPORT), so what one socket of a peer sends is one worker's; and packets over the device's queues by flow. A flow
+ * leaves by the queue that its answers were last written to (tun_flow_update), or while there has been none for three
+ * seconds, by a hash of its addresses and ports. Either way its packets stay with one worker, and so in order. Only when an
+ * answer moves a flow, or the lack of any moves it back, may those that wait in the one queue be overtaken by the first in
+ * the other: of TCP, no more than the SYN, or what is sent again, is on its way then. Fragments have no ports to be hashed.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -196,7 +199,7 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
     engine->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     bool failed = engine->wake < 0;
     for (unsigned i = 0; i < count && !failed; i++)
-        failed = worker_start(&engine->workers[i], &queues[i], engine->wake, mtu, offload, device_header) != 0;
+        failed = worker_start(&engine->workers[i], &queues[i], count, engine->wake, mtu, offload, device_header) != 0;
     if (failed) {
         int error = errno;
         engine_free(engine);

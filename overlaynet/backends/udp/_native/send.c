@@ -200,9 +200,9 @@ static void enqueue(struct worker *worker, struct peer *peer, uint32_t ecn, stru
 /* True if an error may be sent now (token bucket). */
 static bool error_allowed(struct worker *worker)
 {
-    uint64_t passed = worker->now - worker->filled, most = UNREACHABLES_AT_ONCE * SECOND;
+    uint64_t passed = worker->now - worker->filled, most = UNREACHABLES_AT_ONCE * SECOND / worker->sharers;
     worker->filled = worker->now;
-    worker->tokens += passed < SECOND ? passed * UNREACHABLES_PER_SECOND : most;
+    worker->tokens += passed < SECOND ? passed * UNREACHABLES_PER_SECOND / worker->sharers : most;
     if (worker->tokens > most)
         worker->tokens = most;
     if (worker->tokens < SECOND)

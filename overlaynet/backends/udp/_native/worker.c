@@ -84,14 +84,16 @@ static int allocate(struct worker *worker)
     return 0;
 }
 
-int worker_start(struct worker *worker, const struct queue *queue, int wake, uint32_t mtu, bool offload, int device_header)
+int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, int wake, uint32_t mtu, bool offload,
+                 int device_header)
 {
     worker->tun = queue->tun;
     worker->wake = wake;
     worker->mtu = mtu;
     worker->batching = offload;
     worker->socket_count = queue->socket_count;
-    worker->tokens = UNREACHABLES_AT_ONCE * SECOND;
+    worker->sharers = sharers;
+    worker->tokens = UNREACHABLES_AT_ONCE * SECOND / sharers;
     if (allocate(worker) != 0)
         return -1;
     for (unsigned i = 0; i < queue->socket_count; i++) {

@@ -32,6 +32,7 @@ enum {
     DATAGRAM_BYTES = 65536 + 192,
     /* How many earlier messages of a burst a packet may join. */
     LOOK_BACK = 8,
+    /* Of all workers together. */
     UNREACHABLES_PER_SECOND = 1000,
     UNREACHABLES_AT_ONCE = 100,
 };
@@ -65,6 +66,8 @@ struct worker {
     /* An eventfd, shared by all workers and readable for good once they are to end. */
     int wake;
     uint32_t mtu;
+    /* How many workers share what the engine may do as a whole. */
+    unsigned sharers;
     bool batching, device_header;
 
     /* The table that the loop reads, or NULL. */
@@ -89,7 +92,8 @@ struct worker {
 };
 
 /* Zero, or -1 with errno set; either way worker_free is due. */
-int worker_start(struct worker *worker, const struct queue *queue, int wake, uint32_t mtu, bool offload, int device_header);
+int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, int wake, uint32_t mtu, bool offload,
+                 int device_header);
 void worker_free(struct worker *worker);
 
 /* Take packets out of the device and send them, until there is none or the burst is full. Zero, or an errno. */
