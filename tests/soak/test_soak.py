@@ -8,8 +8,9 @@ second. After a quarter of the time, which caches and buffers have to fill, none
   moments (each question to the kernel has a thread and a socket, and a deleted device leaves the engine without its own), so
   it is the number at rest that counts, which is exact.
 - Memory: the median of the last quarter is at most 1 MiB above that of the second. It is not exact, since the allocator
-  rounds up and returns late. In ten minutes, a leak of 4 KiB with each change of a peer, or of a byte in thirty packets,
-  is more.
+  rounds up and returns late: each question to the kernel has a thread, and threads do not share what the C library keeps
+  for them. In ten minutes, a leak of 4 KiB with each change of a peer, or of a byte in thirty packets, is more. Smaller
+  ones are looked for by tests/unit/test_memory.py, which counts what is in use.
 """
 
 import asyncio
