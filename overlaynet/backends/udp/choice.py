@@ -33,9 +33,9 @@ class EngineChoice:
 def threads_for(cpus: int) -> int:
     """How many threads carry packets by default, on so many CPUs.
 
-    What a thread does is done a second time by the kernel, and by whoever sends and receives: so half of the CPUs. What
-    comes from one host is one thread's business, which fills several Gbit/s; past four threads, the hosts that are busy
-    at a time are too few to be spread well, and each thread takes buffers of 2 MiB, and 8 MiB for each address.
+    A thread keeps about as much of a second CPU busy, with whoever sends and receives, and with what the kernel does in
+    interrupts: so half of the CPUs. What comes from one host is one thread's business, which fills several Gbit/s; more than
+    four pay only where as many hosts are busy at once, and cost a megabyte of buffers each, and eight for each socket.
     """
     return max(1, min(cpus // 2, _MOST_THREADS_BY_ITSELF))
 
