@@ -13,7 +13,6 @@ a command line or an environment variable are strings and are read as that type.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 import typing
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, did_you_mean
 from overlaynet.model import JSON
 
 T = TypeVar("T")
@@ -315,6 +314,4 @@ def _fold(name: str) -> str:
 def _unknown(name: str, known: list[str], where: str) -> str:
     if not known:
         return f"{where} has no options, so {name!r} cannot be set"
-    near = difflib.get_close_matches(_fold(name), [_fold(option) for option in known], n=1)
-    hint = f"; did you mean {next(o for o in known if _fold(o) == near[0])!r}?" if near else ""
-    return f"{where} has no option {name!r}{hint} (it has {', '.join(sorted(known))})"
+    return f"{where} has no option {name!r}{did_you_mean(name, known, _fold)} (it has {', '.join(sorted(known))})"
