@@ -27,7 +27,7 @@ def load(entry: EntryPoint) -> Any:
     """What the entry point names. :raises PluginError: if it cannot be imported, whatever its module raises."""
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{identify(entry)} failed to import: {error!r}; repair or uninstall {origin(entry)[0]}"
         ) from error

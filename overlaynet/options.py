@@ -151,7 +151,17 @@ def class_problem(cls: object) -> str | None:
         hint = hints.get(field.name)
         if _without_none(hint) not in _TYPE_NAMES:
             return f"{shown} has the type {hint}; an option has one of {_SUPPORTED}, or one of them or None"
-        if field.default is not attrs.NOTHING and (wrong := _default_problem(field, hint)) is not None:
+        if field.default is attrs.NOTHING:
+            continue
+        try:
+            wrong = _default_problem(field, hint)
+        except Exception as error:  # whatever a third party's factory or check raises
+            return f"the default of {shown} cannot be checked: {error!r}"
+        if not (wrong is None or isinstance(wrong, str)):
+            return (
+                f"the check of {shown} returns {wrong!r} for its default; it returns what is wrong as a string, or None"
+            )
+        if wrong is not None:
             return f"the default of {shown} {wrong}"
     return None
 
