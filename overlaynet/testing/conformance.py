@@ -17,12 +17,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import attrs
-import pytest
 
 from overlaynet import options
 from overlaynet.drivers import Driver
 from overlaynet.errors import ConfigError, did_you_mean
 from overlaynet.plugins import check_driver
+from overlaynet.testing._requirements import pytest
 
 T = TypeVar("T")
 
