@@ -132,5 +132,6 @@ def test_who_lacks_what_the_suites_need_is_told_what_to_install(missing: str, st
 
 
 def test_what_the_demonstration_needs_of_the_kit_and_the_network_need_no_pytest() -> None:
-    code = "import sys\nsys.modules['pytest'] = sys.modules['anyio'] = None\nimport overlaynet.demo.scenario, overlaynet.testing.network\n"
+    needed = "overlaynet.demo.scenario, overlaynet.testing.network"
+    code = f"import sys\nsys.modules['pytest'] = sys.modules['anyio'] = None\nimport {needed}\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
