@@ -16,6 +16,7 @@ from overlaynet import hooks as hooks_module
 from overlaynet import plugins as plugins_module
 from overlaynet.catalogue import catalogue, details
 from overlaynet.commands import Command, Commands
+from overlaynet.drivers import API
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries
 from overlaynet.errors import PluginError
 from overlaynet.hookspecs import hookimpl
@@ -87,6 +88,16 @@ def test_a_version_that_is_no_pair_of_numbers(install: Install, api: str) -> Non
     assert str(caught.value) == (
         f"overlaynet.stores: x = {module}:X (acme 1.2) has api = {api}; it must be a pair of whole numbers, such as (1, 0)"
     )
+
+
+def test_the_explanation_quotes_what_is_said_of_a_version_that_does_not_fit(install: Install) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explanation.md").read_text()
+    source = "from overlaynet.backends.alloc import AllocBackend\nclass Quic(AllocBackend): api = (2, 0)\n"
+    install("acme", "1.2", "[overlaynet.backends]\nquic = acme_quic:Quic\n", "acme_quic", source)
+    with pytest.raises(PluginError) as caught:
+        Plugins().driver("backend", "quic")
+    assert f"\n    {caught.value}\n" in page
+    assert f"is now {API[0]}.{API[1]}" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("axis", ["backend", "router"])
