@@ -212,8 +212,8 @@ def imports() -> Iterator[str]:
     """The rest of what overlaynet.api offers: values, functions and errors."""
     yield "## What drivers import\n"
     yield (
-        "All of it, and the classes above, from `overlaynet.api`. Tests import `overlaynet.testing`, too; what stands in "
-        "other modules may change at any time.\n"
+        "All of it, and the classes above, from `overlaynet.api`. The explanation tells "
+        "[what may change in it](explanation.md#what-a-plugin-can-rely-on). Tests import `overlaynet.testing`, too.\n"
     )
     offered = {name: getattr(api, name) for name in api.__all__}
     classes = [each for each in offered.values() if isinstance(each, type) and each not in CONTRACTS]

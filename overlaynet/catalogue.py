@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -12,7 +11,7 @@ import attrs
 
 from overlaynet import options
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries, load, origin, strays
-from overlaynet.errors import PluginError
+from overlaynet.errors import PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations
 from overlaynet.options import Described
 from overlaynet.plugins import Plugins, load_driver
@@ -63,8 +62,7 @@ def details(name: str) -> list[Details]:
     matching = [entry for entry in known if entry.name == name]
     if not matching:
         names = sorted({entry.name for entry in known})
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise PluginError(f"there is no driver or plugin {name!r}{hint} (installed: {', '.join(names)})")
     return [_detail(entry) for entry in matching]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 from collections.abc import Callable, Collection
 
 import attrs
@@ -50,6 +49,8 @@ class Commands:
 
 def _origin(command: Command) -> str:
     """The distribution that a command is from, as far as its function's module tells."""
+    import importlib.metadata  # noqa: PLC0415 - slow to import, and this is the only use
+
     module = getattr(command.run, "__module__", None) or "unknown"
     names = sorted(set(importlib.metadata.packages_distributions().get(module.partition(".")[0], ())))
     known = " or ".join(f"{name} {importlib.metadata.version(name)}" for name in names)

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from overlaynet import options
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, did_you_mean
 from overlaynet.settings import GROUPS, Settings
 
 ENVIRONMENT_PREFIX = "OVERLAYNET_"
@@ -171,8 +171,7 @@ def _read_file(path: str) -> dict[str, object]:
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            hint = did_you_mean(key, [each.replace("_", "-") for each in known], lambda text: text.replace("_", "-"))
             raise ConfigError(f"the configuration file {path} has an unknown setting {key!r}{hint}")
         values[name] = value
     return values

@@ -36,8 +36,9 @@ API = (1, 0)
 
 A driver says by its class attribute ``api`` which version it was written for. It fits if its major number is equal, and
 its minor number not greater; else it is refused when it is loaded, by a message that names both versions and what to
-upgrade. A new minor version only adds: names, methods and class attributes with a default, fields and options of fields
-with a default, hooks, arguments of hooks. A new major version may take away what there is, change it, or ask for more.
+upgrade. A new minor version only adds: names, hooks, arguments of hooks; and with a default that does what was done before,
+methods and class attributes of drivers, fields of values. A new major version may take away what there is, change what it
+means, or ask for more.
 """
 
 

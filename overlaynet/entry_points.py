@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from overlaynet.errors import PluginError
+from overlaynet.errors import PluginError, did_you_mean
 
 OBSERVERS = "overlaynet.plugins"
 GROUPS: dict[str, str] = {
@@ -28,7 +27,7 @@ def load(entry: EntryPoint) -> Any:
     """What the entry point names. :raises PluginError: if it cannot be imported, whatever its module raises."""
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{identify(entry)} failed to import: {error!r}; repair or uninstall {origin(entry)[0]}"
         ) from error
@@ -61,8 +60,7 @@ def strays() -> list[tuple[EntryPoint, str]]:
     found = []
     for group in sorted(importlib.metadata.entry_points().groups):
         if group.split(".")[0] == "overlaynet" and group not in groups:
-            near = difflib.get_close_matches(group, groups, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(group, groups, lambda text: text.partition(".")[2])
             found += [
                 (
                     entry,

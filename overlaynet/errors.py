@@ -4,6 +4,9 @@ Every message is one sentence for the operator: it names the thing that is wrong
 it without a traceback and exits non-zero.
 """
 
+import difflib
+from collections.abc import Callable, Iterable
+
 
 class OverlaynetError(Exception):
     """Base of every error that overlaynet raises on purpose."""
@@ -66,3 +69,13 @@ class DeviceGone(BackendError):
 
 class RouterError(OverlaynetError):
     """The kernel refused a route."""
+
+
+def did_you_mean(name: str, known: Iterable[str], fold: Callable[[str], str] = str) -> str:
+    """What a message about an unknown name goes on with, if one of those that are known is near: a question.
+
+    :param fold: makes those names equal that are to count as one.
+    """
+    names = {fold(each): each for each in known}
+    near = difflib.get_close_matches(fold(name), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""

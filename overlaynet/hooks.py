@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from overlaynet import hookspecs
+from overlaynet.errors import did_you_mean
 
 _MARK = "overlaynet_impl"
 
@@ -32,9 +32,7 @@ def hook_problem(plugin: object) -> str | None:
     specifications = _specifications()
     for name, (hook, function) in hook_implementations(plugin).items():
         if hook not in specifications:
-            near = difflib.get_close_matches(hook, specifications, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"there is no hook {hook!r}{hint}"
+            return f"there is no hook {hook!r}{did_you_mean(hook, specifications)}"
         marks = vars(function)[_MARK]
         if marks["wrapper"] or marks["hookwrapper"]:
             return f"{name} is a wrapper; hooks are called one by one, so there is nothing to wrap"
@@ -54,8 +52,7 @@ def _parameter_problem(plugin: object, name: str, known: list[str]) -> str | Non
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.POSITIONAL_ONLY):
             return f"{name}: the parameter {parameter} cannot be given; name the arguments that it needs"
         if parameter.name not in known:
-            near = difflib.get_close_matches(parameter.name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(parameter.name, known)
             return f"{name}: the hook has no argument {parameter.name!r}{hint} (it has {', '.join(known) or 'none'})"
         if parameter.default is not parameter.empty:
             return f"{name}: {parameter.name!r} has a default, which would hide the hook's argument; remove it"

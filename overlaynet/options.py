@@ -13,7 +13,6 @@ a command line or an environment variable are strings and are read as that type.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 import typing
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, did_you_mean
 from overlaynet.model import JSON
 
 T = TypeVar("T")
@@ -152,7 +151,17 @@ def class_problem(cls: object) -> str | None:
         hint = hints.get(field.name)
         if _without_none(hint) not in _TYPE_NAMES:
             return f"{shown} has the type {hint}; an option has one of {_SUPPORTED}, or one of them or None"
-        if field.default is not attrs.NOTHING and (wrong := _default_problem(field, hint)) is not None:
+        if field.default is attrs.NOTHING:
+            continue
+        try:
+            wrong = _default_problem(field, hint)
+        except Exception as error:  # whatever a third party's factory or check raises
+            return f"the default of {shown} cannot be checked: {error!r}"
+        if not (wrong is None or isinstance(wrong, str)):
+            return (
+                f"the check of {shown} returns {wrong!r} for its default; it returns what is wrong as a string, or None"
+            )
+        if wrong is not None:
             return f"the default of {shown} {wrong}"
     return None
 
@@ -315,6 +324,4 @@ def _fold(name: str) -> str:
 def _unknown(name: str, known: list[str], where: str) -> str:
     if not known:
         return f"{where} has no options, so {name!r} cannot be set"
-    near = difflib.get_close_matches(_fold(name), [_fold(option) for option in known], n=1)
-    hint = f"; did you mean {next(o for o in known if _fold(o) == near[0])!r}?" if near else ""
-    return f"{where} has no option {name!r}{hint} (it has {', '.join(sorted(known))})"
+    return f"{where} has no option {name!r}{did_you_mean(name, known, _fold)} (it has {', '.join(sorted(known))})"

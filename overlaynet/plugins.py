@@ -7,7 +7,6 @@ left out. Nothing here is global: each :class:`Plugins` is a world of its own.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import time
@@ -19,7 +18,7 @@ import pluggy
 from overlaynet import hookspecs, options
 from overlaynet.drivers import API, Backend, Driver, Router, Store
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries, identify, load, refuse_twins
-from overlaynet.errors import PluginError
+from overlaynet.errors import PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations, hook_problem
 from overlaynet.logs import fields
 
@@ -106,8 +105,7 @@ class Plugins:
                 check_driver(axis, found, f"{axis} {name!r} of plugin {self._who(implementation)}")
                 return found  # type: ignore[no-any-return]
         installed = sorted({entry.name for entry in entries(GROUPS[axis])})
-        near = difflib.get_close_matches(name, installed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, installed)
         raise PluginError(f"there is no {axis} {name!r}{hint} (installed: {', '.join(installed)})")
 
     def notify(self, hook: str, **arguments: object) -> None:

@@ -7,7 +7,6 @@ name. So ``overlaynet --help`` is fast, and no plugin can break it.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 
 from overlaynet import __version__
 from overlaynet.commands import Command, Commands
-from overlaynet.errors import OverlaynetError
+from overlaynet.errors import OverlaynetError, did_you_mean
 
 BUILT_IN = {
     "run": "be a node: lease a subnet and carry packets (the daemon)",
@@ -93,9 +92,7 @@ def plugin_commands() -> Commands:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"there is no command {name!r}{hint} (there are {', '.join(known)})"
+    return f"there is no command {name!r}{did_you_mean(name, known)} (there are {', '.join(known)})"
 
 
 def _help() -> str:

@@ -21,13 +21,13 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, ClassVar, TypeAlias
 
 import attrs
-import pytest
 
 from overlaynet import network as documents
 from overlaynet.drivers import Backend, Driver
 from overlaynet.errors import BackendError
 from overlaynet.model import Device, Lease, LeaseData, Peer, Subnets, Underlay
 from overlaynet.network import Network
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import PATIENCE, DriverConformance, Resources, interrupt, interruptions, promptly
 
 MakeBackend: TypeAlias = Callable[[], Backend]

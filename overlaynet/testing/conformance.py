@@ -10,7 +10,6 @@ The tests are async, and run by anyio's pytest plugin, which is there wherever a
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import threading
 import typing
@@ -18,12 +17,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import attrs
-import pytest
 
 from overlaynet import options
 from overlaynet.drivers import Driver
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, did_you_mean
 from overlaynet.plugins import check_driver
+from overlaynet.testing._requirements import pytest
 
 T = TypeVar("T")
 
@@ -56,8 +55,7 @@ class Conformance:
         super().__init_subclass__(**arguments)
         for name in cls.lacks:
             if name not in cls.capabilities:
-                near = difflib.get_close_matches(name, cls.capabilities, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, cls.capabilities)
                 known = ", ".join(map(repr, cls.capabilities))
                 raise TypeError(f"{cls.__name__}.lacks: there is no capability {name!r}{hint} (there are {known})")
 

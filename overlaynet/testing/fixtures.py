@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
-import pytest
-
 from overlaynet.testing import namespaces
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.network import Network

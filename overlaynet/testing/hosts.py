@@ -20,12 +20,11 @@ from ipaddress import IPv4Address, IPv4Network
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import pytest
-
 from overlaynet.drivers import Backend
 from overlaynet.model import Lease, Peer, Route, Subnets, Underlay
 from overlaynet.network import Network
 from overlaynet.testing import namespaces
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.backends import BackendConformance, CountWrites, FarHost, MakeBackend, Observe
 from overlaynet.testing.conformance import PATIENCE
 from overlaynet.testing.namespaces import NetworkNamespace

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-import pytest
-
 from overlaynet.cli import BUILT_IN
 from overlaynet.commands import Commands
 from overlaynet.errors import PluginError
 from overlaynet.hooks import hook_implementations
 from overlaynet.model import Lease, LeaseData, Peer, Subnets
 from overlaynet.plugins import Plugins
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import Conformance
 
 _LEASE = Lease(Subnets(IPv4Network("10.244.1.0/24")), IPv4Address("192.0.2.1"), node="near", run="0123456789abcdef")

@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, ip_network
 from typing import ClassVar, TypeAlias
 
-import pytest
-
 from overlaynet.drivers import Driver, Router
 from overlaynet.errors import RouterError
 from overlaynet.model import IPNetwork, Route
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import DriverConformance, Resources, eventually, interrupt, interruptions, promptly
 
 MakeRouter: TypeAlias = Callable[[], Router]

@@ -22,7 +22,6 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar, TypeAlias
 
 import attrs
-import pytest
 
 from overlaynet import network as documents
 from overlaynet.drivers import Driver, Store
@@ -30,6 +29,7 @@ from overlaynet.errors import LeaseLost, StoreError, StoreUnavailable, SubnetsEx
 from overlaynet.model import Lease, LeaseData, LeaseRequest, Snapshot, Subnets
 from overlaynet.network import Network
 from overlaynet.records import lease_key
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import (
     PATIENCE,
     DriverConformance,

@@ -16,9 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import ClassVar, TypeAlias
 
-import pytest
-
 from overlaynet.table import Record, Table
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import PATIENCE, Conformance
 
 MakeTable: TypeAlias = Callable[[], Table]

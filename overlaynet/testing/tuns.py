@@ -21,12 +21,11 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from unittest import mock
 
-import pytest
-
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.model import IPAddress, Lease, Peer, Route, Subnets, Underlay
 from overlaynet.network import Network
+from overlaynet.testing._requirements import pytest
 from overlaynet.testing.backends import Alive, BackendConformance, FarHost, MakeBackend, Observe
 from overlaynet.testing.packets import UDP, checksum, parse_ip
 from overlaynet.tun_device import TunDevice

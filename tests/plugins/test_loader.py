@@ -183,6 +183,7 @@ def test_observers_are_loaded_and_broken_ones_are_reported_and_left_out(
 
     assert good_observer.calls == ["stopping"]
     (record,) = caplog.records
+    assert record.message == "plugin left out"
     fields = record.fields  # type: ignore[attr-defined]
     assert fields["plugin"] == "overlaynet.plugins: bad = bad_observer (bad 2.0)"
     assert "RuntimeError('boom')" in fields["problem"]

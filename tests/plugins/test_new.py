@@ -91,6 +91,7 @@ def test_what_is_written_is_tidy_and_has_its_names(axis: str, tmp_path: Path) ->
     assert main(["plugins", "new", "my-own", "--axis", axis, "--directory", str(package)]) == 0
     written = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     assert written == FILES | {"tests/test_my_own.py"}
+    assert f'\ntest = ["overlaynet[testing]>={__version__}"]\n' in (package / "pyproject.toml").read_text()
     for path in written:
         text = (package / path).read_text()
         assert "example" not in text.lower(), path
