@@ -1,7 +1,9 @@
 """How a fleet of nodes converges: time, store requests and memory, and how they grow with the number of nodes.
 
 ``python -m bench.convergence`` measures and prints a table. The daemons are whole, and live in this process; only
-devices are left out. On the memory store time is virtual, so what is told is real time spent (all nodes on one core).
+devices are left out. On the memory store time is virtual, so what is told is real time spent (all nodes on one core). On
+etcd, it is killed and started again, too; and half of the nodes are cut off from it. Meanwhile a twentieth of all moves to other
+addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -35,11 +37,19 @@ from overlaynet.table import Record, Table
 from overlaynet.testing.clock import VirtualClockLoop
 from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.fakes import FakeDrivers, fake_underlay
+from overlaynet.testing.relay import Relay
 
 _FIRST = IPv4Address("172.16.0.1")
+_MOVED = 1 << 16
+"""How far from its former address a node is that has moved once."""
+_PARTED = 5.0
+"""Seconds that nodes are cut off."""
 _DOCUMENT = json.dumps({"Network": "10.0.0.0/8", "LeaseTTL": 60})
 
-MakeTable = Callable[[], Table]
+MakeTable = Callable[[int], Table]
+"""Makes the table of the node of this number."""
+Fault = Callable[["Fleet"], Awaitable[None]]
+"""Does something to all, and undoes it."""
 
 
 class CountingTable(Table):
@@ -98,10 +108,12 @@ class Member:
 
     def __init__(self, fleet: Fleet, number: int) -> None:
         self.name = f"node-{number}"
+        self.number = number
         self.underlay = fake_underlay(str(_FIRST + number))
         self.drivers = FakeDrivers()
         self._fleet = fleet
         self._task: asyncio.Task[None] | None = None
+        self._moves = 0
 
     @property
     def running(self) -> bool:
@@ -129,7 +141,7 @@ class Member:
 
         path = Path(self._fleet.directory, f"{self.name}.env")
         settings = Settings(router="memory", subnet_file=str(path))
-        store = _Store(CountingTable(self._fleet.make_table(), self._fleet.requests))
+        store = _Store(CountingTable(self._fleet.make_table(self.number), self._fleet.requests))
         self._task = asyncio.create_task(Daemon(settings, store, plugins, find_underlay).run(), name=self.name)
 
     async def kill(self) -> None:
@@ -137,6 +149,11 @@ class Member:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+
+    def move(self) -> None:
+        """Have another address, from the next start on."""
+        self._moves += 1
+        self.underlay = fake_underlay(str(_FIRST + _MOVED * self._moves + self.number))
 
     def check(self) -> None:
         """:raises OverlaynetError: what its daemon ended by."""
@@ -155,18 +172,27 @@ class Fleet:
 
     async def write_document(self) -> None:
         """Write the network document."""
-        store = _Store(self.make_table())
+        store = _Store(self.make_table(0))
         await store.replace_network(_DOCUMENT)
         await store.aclose()
 
-    def start(self) -> None:
-        """Start all, at once."""
-        for member in self.members:
+    @staticmethod
+    def start(members: Sequence[Member]) -> None:
+        """Start some, at once."""
+        for member in members:
             member.start()
 
-    async def kill(self, members: Sequence[Member]) -> None:
+    @staticmethod
+    async def kill(members: Sequence[Member]) -> None:
         """Kill some, at once."""
         await asyncio.gather(*(member.kill() for member in members))
+
+    async def move(self, members: Sequence[Member]) -> None:
+        """Kill some, and start them at other addresses."""
+        await self.kill(members)
+        for member in members:
+            member.move()
+        self.start(members)
 
     async def converge(self, seconds: float) -> None:
         """Wait until the peer table of every node that runs is the truth: exactly all others that run.
@@ -225,8 +251,10 @@ class Figures:
     """Of the store, by each node that runs."""
 
 
-async def measure(size: int, make_table: MakeTable, *, patience: float) -> tuple[list[Figures], float]:
-    """Have a fleet join, lose a third, and take it back; the figures, and the bytes of memory for each node."""
+async def measure(
+    size: int, make_table: MakeTable, *, patience: float, faults: Mapping[str, Fault] | None = None
+) -> tuple[list[Figures], float]:
+    """Have a fleet join, lose a third, take it back, and bear the faults; the figures, and the bytes of memory for each node."""
     figures = []
     memory = _resident()
     async with fleet(size, make_table) as nodes:
@@ -238,15 +266,17 @@ async def measure(size: int, make_table: MakeTable, *, patience: float) -> tuple
             spent = time.perf_counter() - began
             figures.append(Figures(name, size, spent, (nodes.requests.total() - requests) / running))
 
-        nodes.start()
+        nodes.start(nodes.members)
         await phase("all join")
         used = (_resident() - memory) / size
         third = nodes.members[: size // 3]
         await nodes.kill(third)
         await phase("a third killed")
-        for member in third:
-            member.start()
+        nodes.start(third)
         await phase("it comes back")
+        for name, fault in (faults or {}).items():
+            await fault(nodes)
+            await phase(name)
     return figures, used
 
 
@@ -259,15 +289,36 @@ def measure_memory_store(size: int) -> tuple[list[Figures], float]:
     """On the memory store, in virtual time."""
     table = MemoryTable()
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
-        return runner.run(measure(size, table.another, patience=3600.0))
+        return runner.run(measure(size, lambda _: table.another(), patience=3600.0))
 
 
 def measure_etcd(size: int) -> tuple[list[Figures], float]:
-    """On an etcd of its own, in real time."""
-    with EtcdServer() as server:
-        options = EtcdOptions(endpoints=(server.endpoint,))
-        with asyncio.Runner() as runner:
-            return runner.run(measure(size, lambda: EtcdStore(options).make_table(), patience=600.0))
+    """On an etcd of its own, in real time. Every other node reaches it by a way that can be cut."""
+
+    async def run(server: EtcdServer) -> tuple[list[Figures], float]:
+        async with Relay("127.0.0.1", int(server.endpoint.rpartition(":")[2])) as relay:
+            ways = (server.endpoint, f"http://{relay.address}:{relay.port}")
+
+            def make_table(number: int) -> Table:
+                return EtcdStore(EtcdOptions(endpoints=(ways[number % 2],))).make_table()
+
+            async def restart(nodes: Fleet) -> None:
+                server.kill()
+                await nodes.move(nodes.members[::20])
+                await asyncio.to_thread(server.start)
+
+            async def part(nodes: Fleet) -> None:
+                await relay.refuse()
+                await nodes.move(nodes.members[::20])  # even numbers: they reach etcd all the time
+                await asyncio.sleep(_PARTED)
+                await relay.accept()
+
+            return await measure(
+                size, make_table, patience=600.0, faults={"etcd restarted": restart, "partition healed": part}
+            )
+
+    with EtcdServer() as server, asyncio.Runner() as runner:
+        return runner.run(run(server))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -163,7 +163,8 @@ class Store(Driver):
         """Yield all leases: at once, and again after each change.
 
         Changes in quick succession may be yielded as one. Records that cannot be read are listed in the snapshot
-        and never empty it. The iterator raises instead of going silent. Closing it (``aclose``) frees what it holds.
+        and never empty it. The leases need not tell how long they have left; see :meth:`leases`. The iterator raises instead
+        of going silent. Closing it (``aclose``) frees what it holds.
         """
 
 

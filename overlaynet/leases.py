@@ -254,11 +254,21 @@ _EMPTY = Record(key="", value=b"", version="")
 
 def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
     """Read all lease records; those that cannot be read are listed apart, and placeholders of reservations left out."""
-    return _snapshot(*_Reader().read(listing))
+    leases, malformed = [], []
+    for _, record in sorted(listing.items()):
+        found = _parsed(record)
+        if isinstance(found, Malformed):
+            malformed.append(found)
+        else:
+            leases.append(attrs.evolve(found, ttl=record.ttl))
+    return _snapshot(leases, malformed)
 
 
 class _Reader:
-    """Reads listings of lease records, one after the other; what has not changed since the last is not parsed anew."""
+    """Reads listings of lease records, one after the other; what has not changed since the last stays the same object.
+
+    What it reads does not tell how long a lease has left, which changes all the time.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Lease | Malformed]] = {}
@@ -275,7 +285,7 @@ class _Reader:
             if isinstance(found, Malformed):
                 malformed.append(found)
             else:
-                leases.append(found if found.ttl == record.ttl else attrs.evolve(found, ttl=record.ttl))
+                leases.append(found)
         return leases, malformed
 
 
@@ -284,7 +294,7 @@ def _parsed(record: Record) -> Lease | Malformed:
         lease = records.decode_lease(record.key, record.value)
     except RecordError as error:
         return Malformed(record.key, str(error), record.version)
-    return attrs.evolve(lease, version=record.version, ttl=record.ttl)
+    return attrs.evolve(lease, version=record.version)
 
 
 def _snapshot(leases: Iterable[Lease], malformed: Iterable[Malformed]) -> Snapshot:

@@ -20,7 +20,7 @@ JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JS
 """What JSON can say: the type of what backends publish, and of what they report."""
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Subnets:
     """What one lease covers: an IPv4 subnet, an IPv6 subnet, or one of each. At least one is set."""
 

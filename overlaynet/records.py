@@ -16,6 +16,7 @@ placeholder keeps the key of their lease taken, so that flannel does not give th
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ _DEEPEST = 32
 _NOBODY = IPv4Address("127.0.0.1")
 """The address of placeholders. A flannel node of the backend udp sends there what is meant for the subnet: to a port of
 its own host where nothing listens. (What it sends to 0.0.0.0 comes back to itself.)"""
+_REMEMBERED = 16384
+"""Records that need not be read again when they are met again: in each listing, nearly all are as they were in the last."""
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
 _NO_IPV4 = IPv4Network("0.0.0.0/0")
 
@@ -66,6 +69,7 @@ def parse_reservation_key(key: str) -> Subnets:
     return _parse_key(key, RESERVATION_PREFIX, "reservation")
 
 
+@functools.lru_cache(_REMEMBERED)
 def _parse_key(key: str, prefix: str, kind: str) -> Subnets:
     match = _KEY.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
     if match is None:
@@ -100,6 +104,7 @@ def encode_lease(lease: Lease) -> bytes:
     return _encode(content)
 
 
+@functools.lru_cache(_REMEMBERED)
 def decode_lease(key: str, value: bytes) -> Lease:
     """Read a lease's record. Unknown members are ignored. :raises RecordError: if it cannot be read, saying why."""
     subnets = parse_lease_key(key)

@@ -1,8 +1,6 @@
 """Fleets of whole daemons, with faults for all at once: at the end, every node's peer table is the truth."""
 
 import asyncio
-import itertools
-from collections.abc import Iterator
 
 import pytest
 
@@ -29,32 +27,27 @@ def test_a_hundred_nodes_join_at_once_lose_a_third_and_take_it_back() -> None:
 async def test_twenty_nodes_on_etcd_over_a_restart_of_it_and_a_partition() -> None:
     with EtcdServer() as etcd:
         async with Relay("127.0.0.1", int(etcd.endpoint.rpartition(":")[2])) as relay:
-            endpoints = [etcd.endpoint, f"http://{relay.address}:{relay.port}"]
-            behind_relay: Iterator[bool] = itertools.cycle([False, True])
 
-            def make_table() -> Table:
-                endpoint = endpoints[next(behind_relay)]
+            def make_table(number: int) -> Table:
+                behind_relay = number < 16 and number % 2
+                endpoint = f"http://{relay.address}:{relay.port}" if behind_relay else etcd.endpoint
                 return EtcdStore(EtcdOptions(endpoints=(endpoint,))).make_table()
 
             async with fleet(20, make_table) as nodes:
                 first, late = nodes.members[:16], nodes.members[16:]
-                for member in first:
-                    member.start()
+                nodes.start(first)
                 await nodes.converge(PATIENCE)
                 held = {member.name: member.subnets for member in first}
 
                 await relay.refuse()
-                behind_relay = itertools.repeat(False)
-                for member in late:
-                    member.start()
+                nodes.start(late)
                 with pytest.raises(AssertionError, match="knows 15 peers of 19"):
                     await nodes.converge(2.0)
 
                 etcd.kill()
                 await nodes.kill(first[:6])
                 await asyncio.to_thread(etcd.start)
-                for member in first[:6]:
-                    member.start()
+                nodes.start(first[:6])
                 await relay.accept()
                 await nodes.converge(PATIENCE)
                 assert {member.name: member.subnets for member in first} == held
