@@ -2,8 +2,8 @@
 
 ``python -m bench.convergence`` measures and prints a table. The daemons are whole, and live in this process; only
 devices are left out. On the memory store time is virtual, so what is told is real time spent (all nodes on one core). On
-etcd, it is killed and started again, too; and half of the nodes are cut off from it. Meanwhile a twentieth of all moves to other
-addresses.
+etcd, it is killed and started again, too; and half of the nodes are cut off from it. Meanwhile a twentieth of all moves to
+other addresses.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Figures:
 async def measure(
     size: int, make_table: MakeTable, *, patience: float, faults: Mapping[str, Fault] | None = None
 ) -> tuple[list[Figures], float]:
-    """Have a fleet join, lose a third, take it back, and bear the faults; the figures, and the bytes of memory for each node."""
+    """Have a fleet join, lose a third, take it back, and bear faults; the figures, and the bytes of memory for each node."""
     figures = []
     memory = _resident()
     async with fleet(size, make_table) as nodes:
