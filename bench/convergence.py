@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import math
 import resource
 import tempfile
@@ -327,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", choices=["memory", "etcd"], required=True)
     parser.add_argument("sizes", nargs="+", type=int, metavar="NODES")
     given: Any = parser.parse_args(arguments)
+    logging.getLogger("overlaynet").addHandler(logging.NullHandler())  # the daemons' log would hide the figures
     print(f"{'store':8}{'nodes':>6}  {'phase':16}{'seconds':>9}{'requests/node':>15}{'KiB/node':>10}")
     for size in given.sizes:
         figures, used = (measure_memory_store if given.store == "memory" else measure_etcd)(size)
