@@ -6,6 +6,7 @@ module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named 
 """
 
 from overlaynet.commands import Command, Commands
+from overlaynet.delivery import Delivery, Dropped
 from overlaynet.devices import check_name
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
 from overlaynet.errors import (
@@ -61,9 +62,11 @@ __all__ = [
     "Command",
     "Commands",
     "ConfigError",
+    "Delivery",
     "Device",
     "DeviceGone",
     "Driver",
+    "Dropped",
     "IPAddress",
     "IPNetwork",
     "IdentityTaken",
