@@ -5,13 +5,14 @@ entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``ove
 module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
 """
 
+from overlaynet.background import Background
 from overlaynet.commands import Command, Commands
+from overlaynet.delivery import Delivery, Dropped
 from overlaynet.devices import check_name
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
 from overlaynet.errors import (
     BackendError,
     ConfigError,
-    DeviceGone,
     IdentityTaken,
     LeaseLost,
     OverlaynetError,
@@ -44,26 +45,26 @@ from overlaynet.model import (
     Subnets,
     Underlay,
 )
-from overlaynet.netlink_events import ChangeSignal
 from overlaynet.network import Network, SubnetRange
 from overlaynet.options import between, one_of, option
+from overlaynet.packet_device import PacketDevice
 from overlaynet.retry import Backoff
 from overlaynet.table import Record, Table
-from overlaynet.tun_device import TunDevice
 
 __all__ = [
     "API",
     "JSON",
     "Backend",
     "BackendError",
+    "Background",
     "Backoff",
-    "ChangeSignal",
     "Command",
     "Commands",
     "ConfigError",
+    "Delivery",
     "Device",
-    "DeviceGone",
     "Driver",
+    "Dropped",
     "IPAddress",
     "IPNetwork",
     "IdentityTaken",
@@ -75,6 +76,7 @@ __all__ = [
     "Network",
     "NoOptions",
     "OverlaynetError",
+    "PacketDevice",
     "Peer",
     "PluginError",
     "Record",
@@ -94,7 +96,6 @@ __all__ = [
     "SubnetsExhausted",
     "Table",
     "TableStore",
-    "TunDevice",
     "Underlay",
     "UnderlayError",
     "between",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address
 from typing import Any
 
 import attrs
 
+from overlaynet.delivery import Delivery, Dropped
 from overlaynet.drivers import Backend, Driver, NoOptions, Store
 from overlaynet.errors import BackendError, StoreUnavailable
 from overlaynet.hookspecs import hookimpl
@@ -39,15 +41,6 @@ class FakeBackendOptions:
     name: str = option("overlay0", "name of the device")
 
 
-class Dropped(Exception):
-    """A packet cannot be carried; ``reason`` is what the udp backend's status calls it, such as ``no_route``."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class FakeBackend(Backend):
     """A backend that remembers what it was told, and decides about packets as ``udp`` does, but sends none.
 
@@ -70,8 +63,7 @@ class FakeBackend(Backend):
         self.mtu = 0
         """Bytes in the largest packet that fits into the device; 0 before it is started."""
         self.drops: dict[str, int] = {}
-        self._table: dict[IPNetwork, Peer] | None = None
-        self._lengths: tuple[int, ...] = ()
+        self._delivery: Delivery | None = None
         self._overlays: tuple[IPNetwork, ...] = ()
         self._failure: asyncio.Future[None] | None = None
 
@@ -89,7 +81,7 @@ class FakeBackend(Backend):
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         self.peers = tuple(peers)
         self.tables += 1
-        self._table = None
+        self._delivery = None
         if self.lost is not None:
             raise BackendError(self.lost)
 
@@ -100,37 +92,29 @@ class FakeBackend(Backend):
 
     def encapsulate(self, destination: IPAddress, size: int) -> Peer:
         """The peer that a packet of ``size`` bytes out of the device is sent to. :raises Dropped: if it is not sent."""
-        if size > self.mtu:
-            raise self._dropped("too_big", f"{size} bytes do not fit into the MTU of {self.mtu}")
-        peer = self._peer_of(destination)
-        if peer is None:
-            raise self._dropped("no_route", f"no peer has {destination}")
-        return peer
+        with self._counted():
+            if size > self.mtu:
+                raise Dropped("too_big", f"{size} bytes do not fit into the MTU of {self.mtu}")
+            return self._find_delivery().peer_with(destination.packed)
 
     def decapsulate(self, outer_source: IPAddress, source: IPAddress, destination: IPAddress) -> None:
         """Look at a packet off the wire. :raises Dropped: unless a peer sent it, from its own subnet to this node's."""
-        sender = self._peer_of(source)
-        if sender is None or outer_source not in (sender.public_ipv4, sender.public_ipv6):
-            if any(outer_source in (peer.public_ipv4, peer.public_ipv6) for peer in self.peers):
-                raise self._dropped("spoofed_source", f"{source} is not in the subnet of the peer at {outer_source}")
-            raise self._dropped("unknown_peer", f"no peer is at {outer_source}")
-        if self.lease is None or not any(_inside(destination, subnet) for subnet in self.lease.subnets):
-            raise self._dropped("foreign_destination", f"{destination} is not in this node's subnet")
+        with self._counted():
+            self._find_delivery().check(outer_source, source.packed, destination.packed)
 
-    def _peer_of(self, address: IPAddress) -> Peer | None:
-        if self._table is None:  # made only when packets flow: whole networks of nodes never ask
-            self._table = {subnet: peer for peer in reversed(self.peers) for subnet in peer.subnets}
-            self._lengths = tuple(sorted({subnet.prefixlen for subnet in self._table}, reverse=True))
-        for length in self._lengths:
-            if length <= address.max_prefixlen:
-                found = self._table.get(ip_network((address, length), strict=False))
-                if found is not None:
-                    return found
-        return None
+    def _find_delivery(self) -> Delivery:
+        if self._delivery is None:  # made only when packets flow: whole networks of nodes never ask
+            assert self.lease is not None, "asked about a packet before it was started"
+            self._delivery = Delivery(self.lease.subnets, self.peers)
+        return self._delivery
 
-    def _dropped(self, reason: str, detail: str) -> Dropped:
-        self.drops[reason] = self.drops.get(reason, 0) + 1
-        return Dropped(reason, detail)
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except Dropped as dropped:
+            self.drops[dropped.reason] = self.drops.get(dropped.reason, 0) + 1
+            raise
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         if self.lost is not None:
@@ -270,7 +254,3 @@ class UnreliableStore(Store):
 
 async def _next(snapshots: AsyncGenerator[Snapshot, None]) -> Snapshot:
     return await anext(snapshots)
-
-
-def _inside(address: IPAddress, subnet: IPNetwork) -> bool:
-    return address.version == subnet.version and address in subnet

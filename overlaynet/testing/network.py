@@ -27,13 +27,14 @@ import attrs
 
 from overlaynet import network as documents
 from overlaynet.daemon import Daemon
+from overlaynet.delivery import Dropped
 from overlaynet.drivers import Store
 from overlaynet.hookspecs import hookimpl
 from overlaynet.model import IPAddress, Lease, Peer, Route, Underlay
 from overlaynet.plugins import Plugins
 from overlaynet.settings import Settings
 from overlaynet.stores.memory import MemoryStore, MemoryTable
-from overlaynet.testing.fakes import Dropped, FakeBackend, FakeDrivers, UnreliableStore, fake_underlay
+from overlaynet.testing.fakes import FakeBackend, FakeDrivers, UnreliableStore, fake_underlay
 from overlaynet.testing.flow import Kind, Packet, Step, draw
 
 _FIRST_ADDRESS = IPv4Address("172.16.0.1")

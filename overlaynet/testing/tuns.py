@@ -5,7 +5,7 @@
         def make_backend(self):
             return lambda: MyBackend(MyBackend.Options())
 
-The backend makes its device with :meth:`overlaynet.api.TunDevice.make`, and need not know. Its sockets are real: the near
+The backend has its device by :class:`overlaynet.api.PacketDevice`, and need not know. Its sockets are real: the near
 host is 127.0.0.1, and the far one 127.0.0.2.
 """
 
@@ -50,7 +50,7 @@ class PretendedTun(TunDevice):
         self._forget = forget
 
     async def configure(self, mtu: int, own: Subnets) -> None:
-        """See :meth:`overlaynet.api.TunDevice.configure`."""
+        """See :meth:`overlaynet.tun_device.TunDevice.configure`."""
         await asyncio.sleep(0)
         if self.kernel.fileno() == -1:
             raise self._gone()
@@ -63,7 +63,7 @@ class PretendedTun(TunDevice):
         self.kernel.close()
 
     def close(self) -> None:
-        """See :meth:`overlaynet.api.TunDevice.close`."""
+        """See :meth:`overlaynet.tun_device.TunDevice.close`."""
         self.delete()
         super().close()
 

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from overlaynet.backends.udp.packets import CAPABLE_0, CONGESTION, addresses, congestion_mark, decapsulate
+from overlaynet.backends.udp.packets import CAPABLE_0, CONGESTION, congestion_mark, decapsulate
+from overlaynet.delivery import addresses
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.tun import open_tun
 

@@ -21,8 +21,9 @@ from scapy.packet import Packet
 from overlaynet.backends.udp._native import segment
 from overlaynet.backends.udp.engine import Engine, EnginePeer, PeerTable
 from overlaynet.backends.udp.native_engine import NativeEngine
-from overlaynet.backends.udp.packets import addresses, checksum
+from overlaynet.backends.udp.packets import checksum
 from overlaynet.backends.udp.python_engine import PythonEngine
+from overlaynet.delivery import addresses
 from overlaynet.model import Subnets
 
 PATIENCE = 20.0

@@ -21,10 +21,10 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import Drop, Engine, EnginePeer, PeerCounters, PeerTable
-from overlaynet.backends.udp.lookup import longest_match, prefixes_of
 from overlaynet.backends.udp.native_engine import NativeEngine
 from overlaynet.backends.udp.packets import checksum
 from overlaynet.backends.udp.python_engine import PythonEngine, TokenBucket
+from overlaynet.delivery import longest_match, prefixes_of
 from overlaynet.errors import DeviceGone
 from overlaynet.model import IPAddress, IPNetwork, Subnets
 

@@ -27,7 +27,8 @@ from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import PeerTable
 from overlaynet.backends.udp.native_engine import NativeEngine
-from overlaynet.backends.udp.packets import addresses, checksum, congestion_mark, decapsulate, unreachable
+from overlaynet.backends.udp.packets import checksum, congestion_mark, decapsulate, unreachable
+from overlaynet.delivery import addresses
 from overlaynet.model import Subnets
 
 HOST, FAR, OWN = "10.244.1.96", "10.244.2.194", IPv4Address("10.244.1.0")

@@ -1,4 +1,4 @@
-"""IP packets (RFC 791, RFC 8200): strict reading, congestion marks of tunnels (RFC 6040), and the ICMP errors for packets
+"""IP packets (RFC 791, RFC 8200): congestion marks of tunnels (RFC 6040), and the ICMP errors for packets
 that cannot be delivered (RFC 792, 1122, 1812 and 4443)."""
 
 from __future__ import annotations
@@ -6,10 +6,10 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
+from overlaynet.delivery import IPV4_HEADER as _IPV4_HEADER
+from overlaynet.delivery import IPV6_HEADER as _IPV6_HEADER
 from overlaynet.model import IPAddress
 
-_IPV4_HEADER = 20
-_IPV6_HEADER = 40
 _HEADER = struct.Struct("!BBHHHBBH4s4s").pack
 _HEADER6 = struct.Struct("!IHBB16s16s").pack
 _PSEUDO_HEADER6 = struct.Struct("!16s16sII").pack
@@ -31,23 +31,6 @@ _LOOPBACK_BYTE = 127
 
 NOT_CAPABLE, CAPABLE_1, CAPABLE_0, CONGESTION = range(4)
 """The values of the two ECN bits (RFC 3168): the sender does not understand marks, does so (two ways), or met congestion."""
-
-
-def addresses(packet: bytes) -> bytes:
-    """The source and the destination, one behind the other: 8 bytes of an IPv4 packet, 32 of an IPv6 packet.
-
-    Empty unless the bytes are one whole IP packet, no less and no more. The header's checksum is left to the kernel, which
-    verifies it when it is handed the packet.
-    """
-    size = len(packet)
-    if size >= _IPV4_HEADER:
-        first = packet[0]
-        if first == 0x45 or (first >> 4 == 4 and _IPV4_HEADER <= (first & 0xF) * 4 <= size):
-            if packet[2] << 8 | packet[3] == size:
-                return packet[12:20]
-        elif first >> 4 == 6 and size >= _IPV6_HEADER and (packet[4] << 8 | packet[5]) + _IPV6_HEADER == size:
-            return packet[8:40]
-    return b""
 
 
 def congestion_mark(packet: bytes) -> int:
@@ -101,7 +84,7 @@ def unreachable(packet: bytes, source: IPAddress) -> bytes | None:
     an ICMP error or redirect, to a fragment other than the first, to or from an address that is not one host's, or to a
     packet whose header is damaged.
 
-    :param packet: a packet that :func:`addresses` accepts.
+    :param packet: a packet that :func:`overlaynet.delivery.addresses` accepts.
     """
     return _unreachable4(packet, source) if isinstance(source, IPv4Address) else _unreachable6(packet, source)
 

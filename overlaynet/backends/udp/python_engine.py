@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from overlaynet.backends.udp.engine import Counters, Drop, Engine, PeerCounters, PeerTable
-from overlaynet.backends.udp.lookup import Prefixes, longest_match, prefixes_of
-from overlaynet.backends.udp.packets import addresses, congestion_mark, decapsulate, unreachable
+from overlaynet.backends.udp.packets import congestion_mark, decapsulate, unreachable
 from overlaynet.backends.udp.python_wire import Wire
+from overlaynet.delivery import Prefixes, addresses, longest_match, prefixes_of
 from overlaynet.errors import DeviceGone
 from overlaynet.model import IPNetwork, Subnets
 
