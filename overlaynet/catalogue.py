@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -34,7 +34,7 @@ class Found:
 
 @attrs.frozen
 class Details:
-    """All there is to tell of one entry point."""
+    """All there is to tell of one entry point, or of a driver that a plugin answers for."""
 
     axis: str
     found: Found
@@ -45,6 +45,8 @@ class Details:
     options: tuple[Described, ...] = ()
     hooks: tuple[str, ...] = ()
     """The hooks that an observer implements."""
+    plugin: str | None = None
+    """The plugin that answers for the driver; ``None`` if it has an entry point of its own."""
 
 
 def catalogue(prepare: Callable[[Plugins], object] | None = None) -> list[Found]:
@@ -57,14 +59,37 @@ def catalogue(prepare: Callable[[Plugins], object] | None = None) -> list[Found]
 
 
 def details(name: str) -> list[Details]:
-    """What there is to tell of all entry points of this name. :raises PluginError: if there is none."""
+    """What there is to tell of all that has this name: what plugins answer for it, which is used first, and entry points.
+
+    :raises PluginError: if there is none.
+    """
     known = [entry for group in AXES for entry in entries(group)]
-    matching = [entry for entry in known if entry.name == name]
-    if not matching:
+    found = [*_answers(name), *(_detail(entry) for entry in known if entry.name == name)]
+    if not found:
         names = sorted({entry.name for entry in known})
         hint = did_you_mean(name, names)
         raise PluginError(f"there is no driver or plugin {name!r}{hint} (installed: {', '.join(names)})")
-    return [_detail(entry) for entry in matching]
+    return found
+
+
+def _answers(name: str) -> Iterator[Details]:
+    """The drivers of this name that plugins answer for."""
+    for entry in entries(OBSERVERS):
+        plugins = Plugins()
+        try:
+            plugins.load_observer(entry)
+        except PluginError:
+            continue  # no command is answered by it either; the catalogue tells what is wrong
+        for axis in GROUPS:
+            problem, cls = None, None
+            try:
+                cls = plugins.answer(axis, name)
+            except PluginError as error:
+                problem = str(error)
+            if cls is not None or problem is not None:
+                target = "" if cls is None else f"{cls.__module__}:{cls.__qualname__}"
+                found = Found(OBSERVERS, name, target, *origin(entry), problem)
+                yield attrs.evolve(_describe(axis, found, _summary(entry), cls), plugin=entry.name)
 
 
 def _look_at(entry: EntryPoint, prepare: Callable[[Plugins], object] | None = None) -> Found:
@@ -83,19 +108,26 @@ def _look_at(entry: EntryPoint, prepare: Callable[[Plugins], object] | None = No
 
 def _detail(entry: EntryPoint) -> Details:
     found = _look_at(entry)
+    return _describe(AXES[entry.group], found, _summary(entry), None if found.problem is not None else load(entry))
+
+
+def _summary(entry: EntryPoint) -> str | None:
     given = None if entry.dist is None else entry.dist.metadata.json.get("summary")
-    summary = given if isinstance(given, str) else None
-    if found.problem is not None:
-        return Details(AXES[entry.group], found, summary, None)
-    thing: Any = load(entry)
+    return given if isinstance(given, str) else None
+
+
+def _describe(axis: str, found: Found, summary: str | None, thing: Any) -> Details:
+    """What there is to tell of a driver class or an observer; ``None`` if it is broken."""
+    if thing is None:
+        return Details(axis, found, summary, None)
     # A class inherits its contract's docstring, which says nothing of this driver.
     own = vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
     documentation = None if own is None else inspect.cleandoc(own)
-    if entry.group == OBSERVERS:
+    if axis == "observer":
         hooks = tuple(sorted(hook for hook, _ in hook_implementations(thing).values()))
-        return Details(AXES[entry.group], found, summary, documentation, hooks=hooks)
+        return Details(axis, found, summary, documentation, hooks=hooks)
     described = tuple(options.describe(thing.Options))
-    return Details(AXES[entry.group], found, summary, documentation, api=thing.api, options=described)
+    return Details(axis, found, summary, documentation, api=thing.api, options=described)
 
 
 def _found(entry: EntryPoint, problem: str | None = None) -> Found:

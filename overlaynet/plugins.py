@@ -91,7 +91,23 @@ class Plugins:
         :raises PluginError: if there is none (with the nearest name), or it is broken, claimed twice, or made for
             another version of the contract.
         """
-        for implementation in self._implementations("overlaynet_driver"):
+        found = self._ask(axis, name, self._implementations("overlaynet_driver"))
+        if found is not None:
+            return found
+        installed = sorted({entry.name for entry in entries(GROUPS[axis])})
+        hint = did_you_mean(name, installed)
+        raise PluginError(f"there is no {axis} {name!r}{hint} (installed: {', '.join(installed)})")
+
+    def answer(self, axis: str, name: str) -> type[Any] | None:
+        """The driver class that an observer answers with, before entry points are looked at; ``None`` if none does.
+
+        :raises PluginError: as :meth:`driver` does.
+        """
+        observers = [each for each in self._implementations("overlaynet_driver") if each.plugin_name != _ENTRY_POINTS]
+        return self._ask(axis, name, observers)
+
+    def _ask(self, axis: str, name: str, implementations: list[Any]) -> type[Any] | None:
+        for implementation in implementations:
             try:
                 found = self._call("overlaynet_driver", implementation, {"axis": axis, "name": name})
             except PluginError:
@@ -104,9 +120,7 @@ class Plugins:
             if found is not None:
                 check_driver(axis, found, f"{axis} {name!r} of plugin {self._who(implementation)}")
                 return found  # type: ignore[no-any-return]
-        installed = sorted({entry.name for entry in entries(GROUPS[axis])})
-        hint = did_you_mean(name, installed)
-        raise PluginError(f"there is no {axis} {name!r}{hint} (installed: {', '.join(installed)})")
+        return None
 
     def notify(self, hook: str, **arguments: object) -> None:
         """Call every implementation of an event hook. One that raises is reported, and its plugin disabled.

@@ -120,7 +120,11 @@ def _text(shown: Details) -> Iterator[str]:
     found = shown.found
     yield f"{shown.axis} {found.name}"
     yield f"  from      {found.distribution} {found.version}" + (f": {shown.summary}" if shown.summary else "")
-    yield f"  is        {found.target}, in the entry-point group {found.group}"
+    if shown.plugin is None:
+        yield f"  is        {found.target}, in the entry-point group {found.group}"
+    else:
+        what = f"{found.target}, which " if found.target else "what "
+        yield f"  is        {what}the plugin {shown.plugin} answers with when asked for it, before any entry point"
     if found.problem is not None:
         yield f"  BROKEN    {found.problem}"
         return

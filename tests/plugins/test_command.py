@@ -279,3 +279,46 @@ def test_show_tells_which_options_each_node_may_have_its_own_of(
         "    Key  (string, each node may have its own, required)\n"
         "        what opens it\n"
     )
+
+
+def test_show_tells_what_a_plugin_answers_before_the_entry_point(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ANSWERING.replace('"mine"', '"udp"')
+    install("answers", "1.0", "[overlaynet.plugins]\nhelper = answering_udp\n", "answering_udp", source)
+    install("bad", "2.0", "[overlaynet.plugins]\nbad = bad_gone\n")
+    observer(install, "greeter", "hello")
+    assert main(["plugins", "show", "udp", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(each["axis"], each["plugin"], each["found"]["target"]) for each in shown] == [
+        ("store", "helper", "overlaynet.stores.file:FileStore"),
+        ("backend", "helper", "overlaynet.backends.alloc:AllocBackend"),
+        ("router", "helper", "answering_udp:Router"),
+        ("backend", None, "overlaynet.backends.udp:UdpBackend"),
+    ]
+    assert main(["plugins", "show", "udp"]) == 0
+    assert (
+        "router udp\n"
+        "  from      answers 1.0\n"
+        "  is        answering_udp:Router, which the plugin helper answers with when asked for it, before any entry point\n"
+        "  contract  1.0\n"
+    ) in capsys.readouterr().out
+
+
+def test_show_tells_of_a_plugin_that_fails_when_it_is_asked(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        "from overlaynet.api import hookimpl\n@hookimpl\ndef overlaynet_driver(axis): return 1 // (axis != 'store')\n"
+    )
+    install("acme", "1.2", "[overlaynet.plugins]\nacme = acme_fails\n", "acme_fails", source)
+    assert main(["plugins", "show", "xyz"]) == 1
+    out = capsys.readouterr().out
+    plugin = "overlaynet.plugins: acme = acme_fails (acme 1.2)"
+    assert out.startswith(
+        "store xyz\n"
+        "  from      acme 1.2\n"
+        "  is        what the plugin acme answers with when asked for it, before any entry point\n"
+        f"  BROKEN    plugin {plugin} failed when asked for the store 'xyz': "
+    )
+    assert f"  BROKEN    backend 'xyz' of plugin {plugin} is 1, not a subclass of overlaynet.api.Backend" in out

@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TypeAlias
 
@@ -65,9 +65,21 @@ class Rig:
         return {reason: count for reason, count in self.engine.counters().drops.items() if count}
 
     def eventually_dropped(self, expected: dict[Drop, int]) -> None:
+        self._eventually(self.drops, expected)
+
+    def eventually_counted(self, **expected: int) -> None:
+        """Wait for these counters of the peer: a packet is counted a moment after it was sent or written."""
+
+        def counted() -> dict[str, int]:
+            counters = self.engine.counters().peers[SECOND]
+            return {name: getattr(counters, name) for name in expected}
+
+        self._eventually(counted, expected)
+
+    def _eventually(self, found: Callable[[], object], expected: object) -> None:
         deadline = time.monotonic() + PATIENCE
-        while self.drops() != expected:
-            assert time.monotonic() < deadline, self.drops()
+        while found() != expected:
+            assert time.monotonic() < deadline, found()
             time.sleep(0.002)
 
 
@@ -104,8 +116,7 @@ def test_a_run_of_segments_is_cut(rig: Rig) -> None:
     assert [packet[TCP].seq for packet in packets] == [number * 1000 for number in range(64)]
     assert all(len(packet) == 1040 for packet in packets)
     assert [str(packet[TCP].flags) for packet in packets] == ["A"] * 63 + ["PA"]
-    counters = rig.engine.counters().peers[SECOND]
-    assert (counters.sent_packets, counters.sent_bytes) == (64, 64 * 1040)
+    rig.eventually_counted(sent_packets=64, sent_bytes=64 * 1040)
 
 
 def test_the_last_segments_of_a_run_share_a_send_with_the_next_run() -> None:
@@ -140,9 +151,9 @@ def test_packets_that_the_device_refuses_as_a_run_are_written_one_by_one() -> No
             rig.peer.sendmsg([b"".join(part)], [control], 0, rig.wire.getsockname())
         rig.run()
         assert [rig.kernel.recv(65535) for _ in sent] == [PLAIN + packet for packet in sent]
+        rig.eventually_counted(received_packets=46)
         counters = rig.engine.counters()
         assert counters.offloads["tun_tcp"] == "failing: EMSGSIZE (1 times)"
-        assert counters.peers[SECOND].received_packets == 46
         assert not any(counters.drops.values())
     finally:
         rig.close()
@@ -178,8 +189,7 @@ def test_runs_off_the_wire_reach_the_device_as_one(rig: Rig) -> None:
     got = rig.kernel.recv(65535)
     assert got[1] == 5
     assert len(got) == 10 + 28 + 10 * 500
-    counters = rig.engine.counters().peers[SECOND]
-    assert (counters.received_packets, counters.received_bytes) == (10, 5280)
+    rig.eventually_counted(received_packets=10, received_bytes=5280)
 
 
 def test_each_packet_of_a_run_is_looked_at(rig: Rig) -> None:
