@@ -5,6 +5,7 @@ entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``ove
 module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
 """
 
+from overlaynet._threads import call_in_thread
 from overlaynet.commands import Command, Commands
 from overlaynet.devices import check_name
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
@@ -46,6 +47,7 @@ from overlaynet.model import (
 )
 from overlaynet.netlink_events import ChangeSignal
 from overlaynet.network import Network, SubnetRange
+from overlaynet.network import parse as parse_network
 from overlaynet.options import between, one_of, option
 from overlaynet.retry import Backoff
 from overlaynet.table import Record, Table
@@ -98,9 +100,11 @@ __all__ = [
     "Underlay",
     "UnderlayError",
     "between",
+    "call_in_thread",
     "check_name",
     "fields",
     "hookimpl",
     "one_of",
     "option",
+    "parse_network",
 ]
