@@ -2,13 +2,14 @@
 
 A driver is a class derived from :class:`Store` (or :class:`TableStore`), :class:`Backend` or :class:`Router`, named by an
 entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``overlaynet.routers``. An observer is a
-module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
+module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), or a class derived from :class:`Observer` if it
+has options, named in the group ``overlaynet.plugins``.
 """
 
 from overlaynet._threads import call_in_thread
 from overlaynet.commands import Command, Commands
 from overlaynet.devices import check_name
-from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
+from overlaynet.drivers import API, Backend, Driver, NoOptions, Observer, Router, Store
 from overlaynet.errors import (
     BackendError,
     ConfigError,
@@ -76,6 +77,7 @@ __all__ = [
     "Malformed",
     "Network",
     "NoOptions",
+    "Observer",
     "OverlaynetError",
     "Peer",
     "PluginError",

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from overlaynet import options
+from overlaynet.drivers import Observer
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries, load, origin, strays
 from overlaynet.errors import PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations
@@ -91,11 +92,13 @@ def _detail(entry: EntryPoint) -> Details:
     # A class inherits its contract's docstring, which says nothing of this driver.
     own = vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
     documentation = None if own is None else inspect.cleandoc(own)
+    hooks: tuple[str, ...] = ()
     if entry.group == OBSERVERS:
         hooks = tuple(sorted(hook for hook, _ in hook_implementations(thing).values()))
-        return Details(AXES[entry.group], found, summary, documentation, hooks=hooks)
+        if not (isinstance(thing, type) and issubclass(thing, Observer)):
+            return Details(AXES[entry.group], found, summary, documentation, hooks=hooks)
     described = tuple(options.describe(thing.Options))
-    return Details(AXES[entry.group], found, summary, documentation, api=thing.api, options=described)
+    return Details(AXES[entry.group], found, summary, documentation, api=thing.api, options=described, hooks=hooks)
 
 
 def _found(entry: EntryPoint, problem: str | None = None) -> Found:
