@@ -1,8 +1,8 @@
 # overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures,
-# `make soak` looks for leaks.
+# `make soak` looks for leaks, `make examples` tries the packages in plugins-example/ as their users would.
 # Each sets up what it needs.
 
-.PHONY: demo test soak check bench setup clean
+.PHONY: demo test examples soak check bench setup clean
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
@@ -17,6 +17,12 @@ demo:
 test: setup
 	@.venv/bin/python -m pytest $(TESTS)
 
+# Not a part of `make test`: they are installed beside overlaynet's wheel, in an environment of their own.
+# Some of them only: make examples EXAMPLES=plugins-example/overlaynet-sqlite
+EXAMPLES =
+examples: setup
+	@scripts/examples $(EXAMPLES)
+
 # Ten minutes under load, of which the tests do one: make soak SECONDS=3600
 SECONDS = 600
 soak: setup
@@ -26,6 +32,7 @@ check: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	for package in plugins-example/*/; do .venv/bin/mypy "$$package" || exit; done
 
 bench:
 	@scripts/setup bench

@@ -28,7 +28,15 @@ BUILT_IN_DRIVERS = {
     "router": ("netlink", "memory"),
 }
 
-CONTRACTS = (drivers.Driver, drivers.Store, leases.TableStore, drivers.Backend, drivers.Router, table.Table)
+CONTRACTS = (
+    drivers.Observer,
+    drivers.Driver,
+    drivers.Store,
+    leases.TableStore,
+    drivers.Backend,
+    drivers.Router,
+    table.Table,
+)
 
 HEAD = """\
 # Reference

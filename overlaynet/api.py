@@ -2,14 +2,16 @@
 
 A driver is a class derived from :class:`Store` (or :class:`TableStore`), :class:`Backend` or :class:`Router`, named by an
 entry point in the group ``overlaynet.stores``, ``overlaynet.backends`` or ``overlaynet.routers``. An observer is a
-module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), named in the group ``overlaynet.plugins``.
+module with :data:`hookimpl` functions (see :mod:`overlaynet.hookspecs`), or a class derived from :class:`Observer` if it
+has options, named in the group ``overlaynet.plugins``.
 """
 
+from overlaynet._threads import call_in_thread
 from overlaynet.background import Background
 from overlaynet.commands import Command, Commands
 from overlaynet.delivery import Delivery, Dropped
 from overlaynet.devices import check_name
-from overlaynet.drivers import API, Backend, Driver, NoOptions, Router, Store
+from overlaynet.drivers import API, Backend, Driver, NoOptions, Observer, Router, Store
 from overlaynet.errors import (
     BackendError,
     ConfigError,
@@ -46,6 +48,7 @@ from overlaynet.model import (
     Underlay,
 )
 from overlaynet.network import Network, SubnetRange
+from overlaynet.network import parse as parse_network
 from overlaynet.options import between, one_of, option
 from overlaynet.packet_device import PacketDevice
 from overlaynet.retry import Backoff
@@ -75,6 +78,7 @@ __all__ = [
     "Malformed",
     "Network",
     "NoOptions",
+    "Observer",
     "OverlaynetError",
     "PacketDevice",
     "Peer",
@@ -99,9 +103,11 @@ __all__ = [
     "Underlay",
     "UnderlayError",
     "between",
+    "call_in_thread",
     "check_name",
     "fields",
     "hookimpl",
     "one_of",
     "option",
+    "parse_network",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from overlaynet import options
+from overlaynet.drivers import Observer
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries, load, origin, strays
 from overlaynet.errors import PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations
@@ -123,11 +124,13 @@ def _describe(axis: str, found: Found, summary: str | None, thing: Any) -> Detai
     # A class inherits its contract's docstring, which says nothing of this driver.
     own = vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
     documentation = None if own is None else inspect.cleandoc(own)
+    hooks: tuple[str, ...] = ()
     if axis == "observer":
         hooks = tuple(sorted(hook for hook, _ in hook_implementations(thing).values()))
-        return Details(axis, found, summary, documentation, hooks=hooks)
+        if not (isinstance(thing, type) and issubclass(thing, Observer)):
+            return Details(axis, found, summary, documentation, hooks=hooks)
     described = tuple(options.describe(thing.Options))
-    return Details(axis, found, summary, documentation, api=thing.api, options=described)
+    return Details(axis, found, summary, documentation, api=thing.api, options=described, hooks=hooks)
 
 
 def _found(entry: EntryPoint, problem: str | None = None) -> Found:

@@ -136,6 +136,17 @@ def key_values(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
     return values
 
 
+def plugin_options(settings: Settings) -> dict[str, dict[str, str]]:
+    """The values of ``--plugin-option``, by plugin and option. :raises ConfigError: for one that is not NAME.KEY=VALUE."""
+    chosen: dict[str, dict[str, str]] = {}
+    for key, value in key_values(settings.plugin_option, "--plugin-option").items():
+        name, _, option = key.rpartition(".")
+        if not name or not option:
+            raise ConfigError(f"--plugin-option {key!r} does not name a plugin's option; write NAME.KEY=VALUE")
+        chosen.setdefault(name, {})[option] = value
+    return chosen
+
+
 def _read(field: attrs.Attribute[Any], hint: Any, given: Any, shown: str, *, from_file: bool) -> Any:
     try:
         if from_file:

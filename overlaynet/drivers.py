@@ -74,6 +74,23 @@ class Driver(abc.ABC):
         """
 
 
+class Observer:
+    """An observer with options: a class with methods marked by :data:`overlaynet.api.hookimpl`.
+
+    One that needs no options can be a module or any object. A class is named in the entry point itself, and overlaynet makes
+    one of it wherever plugins are loaded, by ``overlaynet leases`` as well as by the daemon. So its constructor is cheap, does
+    no I/O, and every option has a default.
+    """
+
+    api: ClassVar[tuple[int, int]] = (1, 0)
+    """The version of the contract that the observer was written for."""
+    Options: ClassVar[type[Any]] = NoOptions
+    """An attrs class whose fields are its options, given with ``--plugin-option NAME.KEY=VALUE``; see :func:`.option`."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+
 class Store(Driver):
     """Who owns which subnet, and where is that node?
 

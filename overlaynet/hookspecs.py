@@ -1,9 +1,9 @@
 """The pluggy hooks: what a plugin may observe and add.
 
 A plugin is a module or object in the entry-point group ``overlaynet.plugins`` with functions marked by
-``overlaynet.api.hookimpl``; it implements the hooks it likes and takes the arguments it needs. Hooks are called in the
-daemon's event loop: they return quickly. One that raises is reported and its plugin disabled; the daemon goes on.
-No hook is called per packet.
+``overlaynet.api.hookimpl``, or a class derived from ``overlaynet.api.Observer`` with such methods, which can have options.
+It implements the hooks it likes and takes the arguments it needs. Hooks are called in the daemon's event loop: they
+return quickly. One that raises is reported and its plugin disabled; the daemon goes on. No hook is called per packet.
 """
 
 from __future__ import annotations

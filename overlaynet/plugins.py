@@ -10,15 +10,16 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from overlaynet import hookspecs, options
-from overlaynet.drivers import API, Backend, Driver, Router, Store
+from overlaynet.drivers import API, Backend, Driver, Observer, Router, Store
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries, identify, load, refuse_twins
-from overlaynet.errors import PluginError, did_you_mean
+from overlaynet.errors import ConfigError, PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations, hook_problem
 from overlaynet.logs import fields
 
@@ -63,23 +64,43 @@ class Plugins:
         name = name or str(getattr(plugin, "__name__", type(plugin).__name__))
         self._register(plugin, name, f"plugin {name}")
 
-    def load_observers(self) -> None:
+    def load_observers(self, given: Mapping[str, Mapping[str, str]] | None = None) -> None:
         """Load all plugins of the group ``overlaynet.plugins``; report and leave out those that are broken.
 
+        :param given: options of plugins, by the plugin's name.
+        :raises ConfigError: for options of a plugin that is not there, or that it does not have.
         :raises PluginError: for the first that is broken, if this is strict.
         """
-        for entry in entries(OBSERVERS):
+        found, given = entries(OBSERVERS), given or {}
+        for name in given:
+            known = sorted({entry.name for entry in found})
+            if name not in known:
+                raise ConfigError(
+                    f"--plugin-option: there is no plugin {name!r}{did_you_mean(name, known)} "
+                    f"(installed: {', '.join(known) or 'none'})"
+                )
+        for entry in found:
             try:
-                self.load_observer(entry)
+                self.load_observer(entry, given.get(entry.name))
             except PluginError as error:
                 if self._strict:
                     raise
                 log.warning("plugin left out", extra=fields(plugin=identify(entry), problem=str(error)))
 
-    def load_observer(self, entry: EntryPoint) -> None:
-        """Load one plugin. :raises PluginError: if it is broken, or another has the same name."""
+    def load_observer(self, entry: EntryPoint, given: Mapping[str, str] | None = None) -> None:
+        """Load one plugin.
+
+        :raises ConfigError: for an option that it does not have, or a value that it cannot have.
+        :raises PluginError: if it is broken, or another has the same name.
+        """
         refuse_twins(entry)
         plugin = load(entry)
+        if isinstance(plugin, type) and issubclass(plugin, Observer):
+            plugin = _make_observer(plugin, entry, given or {})
+        elif given:
+            raise ConfigError(
+                f"plugin {entry.name}: it has no options; remove --plugin-option {entry.name}.{min(given)}"
+            )
         if not hook_implementations(plugin) and hook_problem(plugin) is None:
             raise PluginError(f"{identify(entry)} implements no hook; mark its functions with overlaynet.api.hookimpl")
         self._register(plugin, entry.name, identify(entry))
@@ -179,6 +200,24 @@ class Plugins:
     def _who(self, implementation: Any) -> str:
         name: str = implementation.plugin_name
         return self._identities.get(name, name)
+
+
+def _make_observer(cls: type[Observer], entry: EntryPoint, given: Mapping[str, str]) -> Observer:
+    who = identify(entry)
+    if problem := _version_problem(cls.api):
+        raise PluginError(f"{who} {problem}")
+    if problem := options.class_problem(cls.Options):
+        raise PluginError(f"{who}: {problem}")
+    for described in options.describe(cls.Options):
+        if described.required:
+            raise PluginError(
+                f"{who}: option {described.name} has no default; an observer is loaded wherever it is installed"
+            )
+    chosen = options.parse(cls.Options, {}, f"plugin {entry.name}", texts=given)
+    try:
+        return cls(chosen)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{who} could not be made: {error!r}; repair or uninstall it") from error
 
 
 def load_driver(axis: str, entry: EntryPoint) -> type[Driver]:

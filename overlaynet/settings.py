@@ -283,6 +283,13 @@ class Settings:
         check=options.one_of("drop", "keep"),
     )
     plugins: bool = setting(True, "load the plugins that observe; drivers are found in any case", group="plugins")
+    plugin_option: tuple[str, ...] = setting(
+        (),
+        "option of a plugin that observes, as NAME.KEY=VALUE; repeatable",
+        group="plugins",
+        metavar="NAME.KEY=VALUE",
+        split=False,
+    )
     strict_plugins: bool = setting(
         False,
         "end with an error if a plugin that observes is broken, or a hook of it raises, instead of leaving it out",

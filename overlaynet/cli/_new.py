@@ -63,17 +63,15 @@ def _files(name: str, axis: str) -> Mapping[str, str]:
     """The package's files and their texts."""
     module = f"overlaynet_{name.replace('-', '_')}"
     camel = "".join(part.capitalize() for part in name.split("-"))
-    target = "overlaynet_example" if axis == "observer" else f"overlaynet_example:Example{axis.capitalize()}"
     words = {
         "@axis@": axis,
         "@article@": ("An " if axis == "observer" else "A ") + axis,
         "@group@": GROUPS.get(axis, OBSERVERS),
-        "@target@": target,
+        "@target@": f"overlaynet_example:Example{axis.capitalize()}",
         "@use@": _USE[axis],
         "@version@": __version__,
         # What the templates are called, as it is spelt in its places; the first that fits is taken.
         "overlaynet_example": module,
-        "EXAMPLE": name.replace("-", "_").upper(),
         "Example": camel,
         "example": name,
     }
@@ -82,7 +80,7 @@ def _files(name: str, axis: str) -> Mapping[str, str]:
         text = (importlib.resources.files("overlaynet.templates") / template).read_text(encoding="utf-8")
         for word in [word for word in words if word.startswith("@")]:
             text = text.replace(word, words[word])
-        return re.sub("overlaynet_example|[eE]xample|EXAMPLE", lambda match: words[match[0]], text)
+        return re.sub("overlaynet_example|[eE]xample", lambda match: words[match[0]], text)
 
     return {
         "pyproject.toml": read("project.toml"),

@@ -35,7 +35,7 @@ def load_plugins(settings: Settings) -> Plugins:
     """
     plugins = Plugins(trace=settings.trace_plugins, strict=settings.strict_plugins)
     if settings.plugins:
-        plugins.load_observers()
+        plugins.load_observers(config.plugin_options(settings))
     return plugins
 
 

@@ -137,16 +137,18 @@ def _text(shown: Details) -> Iterator[str]:
             yield ""
     if shown.axis == "observer":
         yield f"  hooks     {', '.join(shown.hooks)}"
-    elif not shown.options:
-        yield "  options   none"
-    else:
+    if shown.options:
         yield f"  options   {_how_to_give(shown)}"
         for option in shown.options:
             yield f"\n    {option.name}  ({', '.join(_facts(option))})"
             yield textwrap.fill(option.help, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    elif shown.axis != "observer":
+        yield "  options   none"
 
 
 def _how_to_give(shown: Details) -> str:
+    if shown.axis == "observer":
+        return f"--plugin-option {shown.found.name}.NAME=VALUE of `overlaynet run`"
     if shown.axis == "backend":
         shared = "members of Backend in the network document, or --backend-option of `overlaynet network set`"
         own = "; a node's own, --backend-option of `overlaynet run`"

@@ -4,53 +4,62 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 from pathlib import Path
+from typing import ClassVar
 
-from overlaynet.api import Command, Commands, ConfigError, Lease, Peer, hookimpl
+import attrs
 
-JOURNAL = Path(os.environ.get("EXAMPLE_JOURNAL", "/run/overlaynet/example.journal"))
-
-
-@hookimpl
-def overlaynet_ready(lease: Lease) -> None:
-    """Traffic flows."""
-    _note(f"ready with {lease.subnets}")
+from overlaynet.api import Command, Commands, ConfigError, Lease, Observer, Peer, hookimpl, option
 
 
-@hookimpl
-def overlaynet_peer_added(peer: Peer) -> None:
-    """There is a new peer."""
-    _note(f"peer added: {peer}")
+@attrs.frozen
+class ExampleOptions:
+    """What is given with ``--plugin-option example.KEY=VALUE``; each has a default."""
+
+    path: str = option("/run/overlaynet/example.journal", "File of the journal")
 
 
-@hookimpl
-def overlaynet_peer_removed(peer: Peer) -> None:
-    """A peer has gone."""
-    _note(f"peer removed: {peer}")
+class ExampleObserver(Observer):
+    """Keeps a journal. Hooks are called in the daemon's event loop, so they return quickly."""
 
+    api: ClassVar[tuple[int, int]] = (1, 0)
+    Options: ClassVar[type[ExampleOptions]] = ExampleOptions
+    options: ExampleOptions
 
-@hookimpl
-def overlaynet_cli(commands: Commands) -> None:
-    """Add ``overlaynet example``."""
-    commands.add(Command("example", "print the journal of this node", _configure, _run))
+    @hookimpl
+    def overlaynet_ready(self, lease: Lease) -> None:
+        """Traffic flows."""
+        self._note(f"ready with {lease.subnets}")
 
+    @hookimpl
+    def overlaynet_peer_added(self, peer: Peer) -> None:
+        """There is a new peer."""
+        self._note(f"peer added: {peer}")
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--last", type=int, default=20, metavar="N", help="how many lines to print (default: 20)")
+    @hookimpl
+    def overlaynet_peer_removed(self, peer: Peer) -> None:
+        """A peer has gone."""
+        self._note(f"peer removed: {peer}")
 
+    @hookimpl
+    def overlaynet_cli(self, commands: Commands) -> None:
+        """Add ``overlaynet example``."""
+        commands.add(Command("example", "print the journal of this node", self._configure, self._run))
 
-def _run(arguments: argparse.Namespace) -> int:
-    try:
-        lines = JOURNAL.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"the journal {JOURNAL} cannot be read: {error.strerror}; has a daemon run here?") from error
-    print(*lines[-arguments.last :], sep="\n")
-    return 0
+    def _configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--last", type=int, default=20, metavar="N", help="how many lines to print (default: 20)")
 
+    def _run(self, arguments: argparse.Namespace) -> int:
+        path = Path(self.options.path)
+        try:
+            lines = path.read_text().splitlines()
+        except OSError as error:
+            raise ConfigError(f"the journal {path} cannot be read: {error.strerror}; has a daemon run here?") from error
+        print(*lines[-arguments.last :], sep="\n")
+        return 0
 
-def _note(what: str) -> None:
-    """Hooks are called in the daemon's event loop, so they return quickly."""
-    JOURNAL.parent.mkdir(parents=True, exist_ok=True)
-    with JOURNAL.open("a") as journal:
-        journal.write(f"{datetime.datetime.now().astimezone().isoformat(timespec='seconds')} {what}\n")
+    def _note(self, what: str) -> None:
+        path = Path(self.options.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as journal:
+            journal.write(f"{datetime.datetime.now().astimezone().isoformat(timespec='seconds')} {what}\n")

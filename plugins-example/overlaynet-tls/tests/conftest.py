@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-from overlaynet_tls import TlsOptions
 
 from overlaynet.testing.etcd import make_certificates
+from overlaynet_tls import TlsOptions
 
 MakeOptions = Callable[..., TlsOptions]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from overlaynet_tls import TlsOptions
 
 from overlaynet.testing import namespaces
 from overlaynet.testing.lab import Lab, wait_until
+from overlaynet_tls import TlsOptions
 
 RECEIVE = "import socket, sys; s = socket.create_server(('', 9000)); c, _ = s.accept(); n = 0\n"
 RECEIVE += "while data := c.recv(1 << 16): n += len(data)\nprint(n)"

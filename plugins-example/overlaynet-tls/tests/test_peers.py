@@ -10,13 +10,13 @@ from typing import Any
 
 import attrs
 import pytest
-from overlaynet_tls import MOST_CALLERS, TlsBackend, TlsOptions
-from overlaynet_tls.link import LONGEST_QUEUE
-from overlaynet_tls.stream import Identity, call, frame
 
 from overlaynet.api import BackendError, Lease, Network, Peer, Subnets, Underlay
 from overlaynet.testing.conformance import eventually
 from overlaynet.testing.tuns import FAR, NEAR, PretendedHosts, datagram
+from overlaynet_tls import MOST_CALLERS, TlsBackend, TlsOptions
+from overlaynet_tls.link import LONGEST_QUEUE
+from overlaynet_tls.stream import Identity, call, frame
 
 pytestmark = pytest.mark.anyio
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from overlaynet_tls.stream import Deframer, frame
 
 PACKETS = [b"", b"a", bytes(range(256)), b"\0" * 65535, b"last"]

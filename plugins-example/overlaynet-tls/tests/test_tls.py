@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import pytest
-from overlaynet_tls import TlsBackend, TlsOptions
 
 from overlaynet.testing import KernelBackendConformance, TunBackendConformance
 from overlaynet.testing.backends import Alive, MakeBackend, Observe
 from overlaynet.testing.hosts import HostPair
+from overlaynet_tls import TlsBackend, TlsOptions
 
 
 class TestTlsBackend(TunBackendConformance):
