@@ -40,16 +40,20 @@ def load_plugins(settings: Settings) -> Plugins:
 
 
 def open_store(settings: Settings, plugins: Plugins) -> Store:
-    """Make the selected store; no I/O yet. The caller closes it."""
-    store_class = plugins.driver("store", settings.store)
-    store: Store = store_class(
-        options.parse(
-            store_class.Options,
-            config.store_options(settings),
-            f"store {settings.store}",
-            texts=config.key_values(settings.store_option, "--store-option"),
+    """Make the selected store; no I/O yet. The caller closes it.
+
+    :raises SettingsError: if it is not installed, or broken, or its options are wrong.
+    """
+    with config.from_settings():
+        store_class = plugins.driver("store", settings.store)
+        store: Store = store_class(
+            options.parse(
+                store_class.Options,
+                config.store_options(settings),
+                f"store {settings.store}",
+                texts=config.key_values(settings.store_option, "--store-option"),
+            )
         )
-    )
     return store
 
 
