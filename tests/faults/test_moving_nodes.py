@@ -1,4 +1,4 @@
-"""A node's address changes while it runs, and with it every connection to etcd breaks: it keeps its subnet, and peers follow."""
+"""A node's address changes while it runs, and its connections to etcd with it: it keeps its subnet, and peers follow."""
 
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Interface
@@ -10,12 +10,14 @@ from overlaynet.testing.lab import SWITCH_ADDRESS, Container, Host, Lab, wait_un
 
 A_IS_MOVED_TO = IPv4Interface("172.16.130.77/24")
 PATIENCE = 30.0
+SECONDS = 9.0
+"""Less than a request waits for its answer on a connection that is dead, and a watch for a sign of life."""
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Two hosts, and a switch where etcd is: they reach it over the underlay that changes."""
-    with Lab("moving", default_route=True) as lab:
+    """Three hosts, the third without a daemon, and a switch where etcd is: they reach it over the underlay that changes."""
+    with Lab("moving", hosts=3, default_route=True) as lab:
         yield lab
 
 
@@ -52,21 +54,26 @@ def another_interface(host: Host) -> None:
 def test_a_node_that_moves_keeps_its_subnet_and_peers_follow(
     lab: Lab, etcd: EtcdServer, backend: str, move: Callable[[Host], None]
 ) -> None:
-    for host in lab.hosts:
-        host.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint], ["--backend", backend])
+    store = ["--store", "etcd", "--etcd-endpoints", etcd.endpoint]
+    a, b, c = lab.hosts
+    first, second, third = lab.containers
+    for host in (a, b):
+        host.start_overlaynet(store, ["--backend", backend])
         host.connect_containers()
-    a, b = lab.hosts
-    first, second = lab.containers
     wait_for_ping(first, second)
     subnets = a.status()["subnets"]
     move(a)
     assert b.daemon is not None
-    assert b.daemon.wait_for("peer changed", PATIENCE)["address"] == str(A_IS_MOVED_TO.ip)
+    assert b.daemon.wait_for("peer changed", SECONDS)["address"] == str(A_IS_MOVED_TO.ip)
     wait_for_ping(first, second)
     wait_for_ping(second, first)
     after = a.status()
     assert after["subnets"] == subnets
     assert after["public_ipv4"] == str(A_IS_MOVED_TO.ip)
+    c.start_overlaynet(store, ["--backend", backend])
+    c.connect_containers()
+    wait_until(lambda: a.status()["peers"] == 2, SECONDS, "the node that moved to hear of another one")
+    wait_for_ping(first, third)
     for host in lab.hosts:
         wait_until(lambda host=host: host.status()["problems"] == {}, PATIENCE, "the end of all problems")  # type: ignore[misc]
     assert a.daemon is not None
