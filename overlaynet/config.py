@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from overlaynet import options
-from overlaynet.errors import ConfigError, did_you_mean
+from overlaynet.errors import ConfigError, PluginError, SettingsError, did_you_mean
 from overlaynet.settings import GROUPS, Settings
 
 ENVIRONMENT_PREFIX = "OVERLAYNET_"
@@ -81,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser, groups: typing.Collection[str] = 
 def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Resolved:
     """Work the settings out from parsed flags (of :func:`add_flags`), the environment, and the file that they name.
 
-    :raises ConfigError: naming the setting, where it came from, and what it should be.
+    :raises SettingsError: naming the setting, where it came from, and what it should be.
     """
     flags = vars(arguments)
     path = flags.get("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
@@ -105,6 +106,15 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Re
     return Resolved(Settings(**values), sources, tuple(_misspelt(environment)))
 
 
+@contextlib.contextmanager
+def from_settings() -> Iterator[None]:
+    """Whatever is refused in the ``with`` block is refused because of the settings: raises it as :exc:`SettingsError`."""
+    try:
+        yield
+    except (ConfigError, PluginError) as error:
+        raise SettingsError(str(error)) from error
+
+
 def store_options(settings: Settings) -> dict[str, object]:
     """What the selected store's driver is to be given: the settings made for it, and those of ``--store-option``."""
     chosen: dict[str, object] = {}
@@ -126,12 +136,12 @@ def backend_arguments(settings: Settings, backend: str) -> dict[str, object]:
 
 
 def key_values(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
-    """Read ``KEY=VALUE`` pairs. :raises ConfigError: naming the flag and the pair that is none."""
+    """Read ``KEY=VALUE`` pairs. :raises SettingsError: naming the flag and the pair that is none."""
     values = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"{flag} {pair!r} is not of the form KEY=VALUE")
+            raise SettingsError(f"{flag} {pair!r} is not of the form KEY=VALUE")
         values[key.strip()] = value
     return values
 
@@ -167,23 +177,23 @@ def _read(field: attrs.Attribute[Any], hint: Any, given: Any, shown: str, *, fro
         wrong = check(value) if check is not None and value is not None else None
         if wrong is None:
             return value
-    raise ConfigError(f"{shown} {wrong}")
+    raise SettingsError(f"{shown} {wrong}")
 
 
 def _read_file(path: str) -> dict[str, object]:
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"the configuration file {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration file {path} is not TOML: {error}") from error
+        raise SettingsError(f"the configuration file {path} is not TOML: {error}") from error
     known = {field.name for field in attrs.fields(Settings)}
     values = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
             hint = did_you_mean(key, [each.replace("_", "-") for each in known], lambda text: text.replace("_", "-"))
-            raise ConfigError(f"the configuration file {path} has an unknown setting {key!r}{hint}")
+            raise SettingsError(f"the configuration file {path} has an unknown setting {key!r}{hint}")
         values[name] = value
     return values
 

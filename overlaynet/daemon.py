@@ -79,6 +79,8 @@ class _Node:
     ready: bool = False
     underlay_refused: bool = False
     """The backend could not follow the underlay: it is told of the next one, even of the one that it had."""
+    watch: asyncio.Timeout | None = None
+    """While the store is watched: what ends that, so that it is begun anew."""
 
     @property
     def lease(self) -> Lease:
@@ -289,16 +291,21 @@ class Daemon:
         backoff = Backoff()
         while True:
             try:
-                async with aclosing(self._store.watch()) as snapshots:
+                async with asyncio.timeout(None) as node.watch, aclosing(self._store.watch()) as snapshots:
                     async for snapshot in snapshots:
                         backoff.reset()
                         self._health.recovered("store")
                         node.snapshot = snapshot
                         node.keeper.look(snapshot)
                         self._dirty.set()
+            except TimeoutError:
+                if node.watch is None or not node.watch.expired():
+                    raise  # it is the driver's own
+                continue
             except (StoreUnavailable, StoreError) as error:
                 # Once the node is up, even a refusal is no reason to cut its traffic: an operator may mend it.
                 self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")
+            node.watch = None
             await asyncio.sleep(backoff.next())
 
     async def _watch(self, changed: Callable[[], Awaitable[None]], *, underlay: bool = False) -> None:
@@ -372,6 +379,9 @@ class Daemon:
             node.underlay = underlay
             node.device = node.device if device is None else device
             node.keeper.publish(underlay)
+            if node.watch is not None and not node.watch.expired():
+                # Its connection may be one from an address that is gone, and hear of nothing any more without knowing it.
+                node.watch.reschedule(0)
         self._underlay_due = False
 
     async def _set_peers(self, node: _Node) -> None:

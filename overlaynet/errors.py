@@ -16,6 +16,13 @@ class ConfigError(OverlaynetError):
     """A setting, an option or the network document is wrong; nothing was changed."""
 
 
+class SettingsError(ConfigError):
+    """What this host was told is wrong, or names a driver that cannot be used; until that is changed, starting again is no use.
+
+    Told by a flag, an environment variable or the configuration file; the network document is the store's.
+    """
+
+
 class PluginError(OverlaynetError):
     """A driver or plugin is missing or broken; the message names group, entry point, distribution and version."""
 

@@ -49,13 +49,14 @@ async def find_network(store: Store, settings: Settings, plugins: Plugins, healt
     """Read the network document, which is waited for unless the settings name a network. Nothing is written.
 
     :raises ConfigError: if it is wrong, or names another backend than the settings expect.
-    :raises PluginError: if the backend of the network that the settings name is not installed.
+    :raises SettingsError: if the network that the settings name is wrong, or its backend is not installed.
     """
     wanted = None
     if settings.network is not None:
         document = json.dumps({"Network": settings.network, "Backend": {"Type": settings.backend or "udp"}})
-        wanted = documents.parse(document)
-        make_backend(plugins, wanted, settings)
+        with config.from_settings():
+            wanted = documents.parse(document)
+            make_backend(plugins, wanted, settings)
         text = await ask(store.read_network, health)
         if text is None:
             return Found(wanted, document)
@@ -96,7 +97,8 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
     backend_class = plugins.driver("backend", name)
     where = f"backend {name} of the network document"
     own = config.key_values(settings.backend_option, "--backend-option")
-    options.check_own(backend_class.Options, own, f"backend {name}")
+    with config.from_settings():
+        options.check_own(backend_class.Options, own, f"backend {name}")
     parsed = options.parse(backend_class.Options, network.backend_options, where, texts=own)
     arguments = config.backend_arguments(settings, name)
     # Another class may stand in for a built-in backend, and know nothing of its settings.
@@ -108,12 +110,12 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
 def find_router(plugins: Plugins, settings: Settings) -> Callable[[], Router]:
     """What makes the router that the settings name, with its options.
 
-    :raises PluginError: if it is not installed, or broken.
-    :raises ConfigError: if its options are wrong.
+    :raises SettingsError: if it is not installed, or broken, or its options are wrong.
     """
-    router_class: type[Router] = plugins.driver("router", settings.router)
     texts = config.key_values(settings.router_option, "--router-option")
-    return partial(router_class, options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
+    with config.from_settings():
+        router_class: type[Router] = plugins.driver("router", settings.router)
+        return partial(router_class, options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
 
 
 async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> tuple[Lease, float]:

@@ -88,7 +88,9 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
         if error.errno in (errno.EBUSY, errno.EEXIST):
             raise DeviceNameTaken(name) from error
         if error.errno in (errno.EPERM, errno.EACCES):
-            raise BackendError(_explain(error)) from error
+            raise BackendError(
+                "making a TUN device needs root, or the capability CAP_NET_ADMIN; run overlaynet with it"
+            ) from error
         raise BackendError(
             f"the kernel refuses to make the TUN device {name}: {error.strerror}; see its log (dmesg)"
         ) from error
@@ -124,7 +126,10 @@ def _features(descriptor: int) -> int:
 
 def _explain(error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES):
-        return "making a TUN device needs root, or the capability CAP_NET_ADMIN; run overlaynet with it"
+        return (
+            f"{_PATH} may not be opened: {error.strerror}; let this user read and write it, and hand it in where overlaynet "
+            f"is confined (systemd: DeviceAllow={_PATH} rw; a container: --device {_PATH})"
+        )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return (
             f"{_PATH} is missing; load the kernel module with `modprobe tun` "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from overlaynet import __version__
 from overlaynet.commands import Command, Commands
-from overlaynet.errors import OverlaynetError, did_you_mean
+from overlaynet.errors import OverlaynetError, SettingsError, did_you_mean
 
 BUILT_IN = {
     "run": "be a node: lease a subnet and carry packets (the daemon)",
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.run(parser.parse_args(given[1:]))
     except OverlaynetError as error:
         print(f"overlaynet: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:
         print("overlaynet: interrupted", file=sys.stderr)
         return 130

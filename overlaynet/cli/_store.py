@@ -31,25 +31,30 @@ def load_plugins(settings: Settings) -> Plugins:
 
     Every command that needs a driver finds it through these, so that all find the same one: an observer may answer for it.
 
-    :raises PluginError: if one is broken and the settings are strict.
+    :raises SettingsError: if one is broken and the settings are strict, or for options that none has.
     """
     plugins = Plugins(trace=settings.trace_plugins, strict=settings.strict_plugins)
     if settings.plugins:
-        plugins.load_observers(config.plugin_options(settings))
+        with config.from_settings():
+            plugins.load_observers(config.plugin_options(settings))
     return plugins
 
 
 def open_store(settings: Settings, plugins: Plugins) -> Store:
-    """Make the selected store; no I/O yet. The caller closes it."""
-    store_class = plugins.driver("store", settings.store)
-    store: Store = store_class(
-        options.parse(
-            store_class.Options,
-            config.store_options(settings),
-            f"store {settings.store}",
-            texts=config.key_values(settings.store_option, "--store-option"),
+    """Make the selected store; no I/O yet. The caller closes it.
+
+    :raises SettingsError: if it is not installed, or broken, or its options are wrong.
+    """
+    with config.from_settings():
+        store_class = plugins.driver("store", settings.store)
+        store: Store = store_class(
+            options.parse(
+                store_class.Options,
+                config.store_options(settings),
+                f"store {settings.store}",
+                texts=config.key_values(settings.store_option, "--store-option"),
+            )
         )
-    )
     return store
 
 

@@ -50,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _set(arguments: argparse.Namespace) -> int:
     plugins = load_plugins(resolve(arguments).settings)
-    document = json.dumps(_document(arguments, plugins))
-    network.parse(document)
+    with config.from_settings():
+        document = json.dumps(_document(arguments, plugins))
+        network.parse(document)
 
     async def write(store: Store) -> str | None:
         before = await store.read_network()

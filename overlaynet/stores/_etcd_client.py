@@ -21,6 +21,7 @@ from overlaynet.logs import fields
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
 from overlaynet.stores._etcd_errors import EndpointError, OutcomeUnknown, Refused
+from overlaynet.stores._etcd_pools import POOLS
 from overlaynet.stores._etcd_settings import Credentials, Endpoint, Timeouts, TLSFiles
 
 log = logging.getLogger(__name__)
@@ -315,6 +316,7 @@ class _Adapter(HTTPAdapter):
         if self._context is not None:
             settings["ssl_context"] = self._context
         super().init_poolmanager(*arguments, socket_options=SOCKET_OPTIONS, **settings)
+        self.poolmanager.pool_classes_by_scheme = POOLS
 
     def close(self) -> None:
         """Close the connections now: ``requests`` leaves that to the day when nobody, not even an error, knows them."""

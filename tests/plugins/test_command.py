@@ -174,7 +174,7 @@ def test_a_broken_plugin_keeps_no_command_from_running_unless_plugins_are_strict
     assert main(["hello"]) == 0
     assert "bad = bad_gone (bad 2.0) failed to import" in capsys.readouterr().err
     monkeypatch.setenv("OVERLAYNET_STRICT_PLUGINS", "yes")
-    assert main(["hello"]) == 1
+    assert main(["hello"]) == 2
     assert capsys.readouterr().err.startswith("overlaynet: overlaynet.plugins: bad = bad_gone (bad 2.0) failed to")
 
 
@@ -205,7 +205,7 @@ def test_run_with_strict_plugins_ends_at_a_broken_one(
         with open(f"{tmp_path}/settings.toml", "w") as file:
             file.write("strict-plugins = true\n")
         arguments += ["--config", file.name]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "bad = bad_gone (bad 2.0) failed to import" in capsys.readouterr().err
     assert main([*arguments, "--no-plugins", "--print-config"]) == 0
     assert "plugins = false  # flag" in capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_every_command_finds_a_driver_that_only_a_plugin_answers_for(
         ("store", ["release", "10.244.7.0/24", *stored], 1, f"files in {tmp_path / 'store'} has no lease on"),
         ("router", ["cleanup", "--device", "nobodys0", "--router", "mine"], 0, "applied []"),
     ):
-        assert main([*arguments, "--no-plugins"]) == 1
+        assert main([*arguments, "--no-plugins"]) == 2
         assert capsys.readouterr().err.startswith(f"overlaynet: there is no {axis} 'mine' (installed: "), arguments
         assert main(arguments) == status, arguments
         assert told in "".join(capsys.readouterr())
@@ -261,7 +261,7 @@ def test_a_broken_plugin_is_told_once_by_a_command_that_needs_drivers(
     arguments = ["network", "set", "--network", "10.244.0.0/16", "--store", "file", "--store-path", str(tmp_path)]
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("bad = bad_gone (bad 2.0) failed to import") == 1
-    assert main([*arguments, "--strict-plugins"]) == 1
+    assert main([*arguments, "--strict-plugins"]) == 2
 
 
 def test_show_tells_which_options_each_node_may_have_its_own_of(

@@ -80,7 +80,7 @@ def test_what_cannot_be_is_an_error_that_names_it(
     given: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OVERLAYNET_PLUGIN_OPTION", given)
-    assert main(["bird"]) == 1
+    assert main(["bird"]) == 2
     assert capsys.readouterr().err == f"overlaynet: {message}\n"
 
 

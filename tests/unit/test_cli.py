@@ -135,7 +135,7 @@ def test_network_set_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_bad_network_is_one_sentence_and_changes_nothing(
     tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["network", "set", *arguments, *store(tmp_path)]) == 1
+    assert main(["network", "set", *arguments, *store(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"overlaynet: {message}")
     assert error.count("\n") == 1
@@ -234,7 +234,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 )
 def test_bad_flags_of_run_are_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
     result = overlaynet("run", *store(tmp_path), "--status-socket", "", *arguments)
-    assert result.returncode == 1
+    assert result.returncode == 2, "a service manager need not try again"
     assert result.stderr.splitlines()[-1].startswith(f"overlaynet: {message}")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "store" / "config").exists()

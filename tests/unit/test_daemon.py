@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Subnets, Underlay
+from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Snapshot, Subnets, Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
@@ -641,6 +641,33 @@ async def test_another_address_at_run_time_is_published_with_the_same_subnet(lab
     # And the next renewal, at its time, does not bring the old one back.
     await asyncio.sleep(2 * DAY)
     assert b.backend.peers[0].public_ipv4 == IPv4Address("172.16.130.141")
+
+
+async def test_the_store_is_watched_anew_from_another_address(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, begun = MemoryStore.watch, []
+
+    async def slow_to_end(store: MemoryStore) -> AsyncGenerator[Snapshot, None]:
+        begun.append(store)
+        async with aclosing(watch(store)) as snapshots:
+            try:
+                async for snapshot in snapshots:
+                    yield snapshot
+            finally:
+                await asyncio.sleep(5)
+
+    monkeypatch.setattr(MemoryStore, "watch", slow_to_end)
+    node = lab.start("a")
+    await node.ready()
+    await asyncio.sleep(100)
+    assert len(begun) == 1
+    node.host.move("172.16.130.141")
+    await asyncio.sleep(3)
+    node.host.move("172.16.130.142")  # while the watch is being ended
+    await asyncio.sleep(100)
+    assert len(begun) == 2
+    await lab.start("b", "172.16.130.164").ready()
+    await until(lambda: len(node.backend.peers) == 1)
+    assert not node.daemon.status()["problems"]
 
 
 async def test_another_address_is_published_as_soon_as_the_store_is_back(tmp_path: Path) -> None:

@@ -599,7 +599,7 @@ async def test_a_port_in_use_is_refused(world: World) -> None:
 @pytest.mark.parametrize(
     ("at", "number", "message"),
     [
-        ("open", errno.EACCES, "needs root"),
+        ("open", errno.EACCES, "/dev/net/tun may not be opened: Permission denied; let this user read and write it"),
         ("open", errno.ENOENT, "/dev/net/tun is missing; load the kernel module"),
         ("open", errno.ENODEV, "/dev/net/tun is missing; load the kernel module"),
         ("open", errno.EMFILE, "/dev/net/tun cannot be opened: Too many open files"),
