@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import attrs
 
 from overlaynet.daemon import Daemon
 from overlaynet.drivers import NoOptions
+from overlaynet.errors import StoreUnavailable
 from overlaynet.leases import TableStore
 from overlaynet.model import Subnets, Underlay
 from overlaynet.network import Network
@@ -162,6 +164,15 @@ class Member:
             self._task.result()
 
 
+@attrs.frozen
+class Claim:
+    """One record in the store: which node has which subnet, and where it is reached."""
+
+    subnet: IPv4Network
+    address: IPv4Address
+    node: str
+
+
 class Fleet:
     """Many nodes on one store."""
 
@@ -198,34 +209,57 @@ class Fleet:
     async def converge(self, seconds: float) -> None:
         """Wait until the peer table of every node that runs is the truth: exactly all others that run.
 
+        What the truth is, the bare records in the store say; no daemon is asked.
+
         :raises AssertionError: if that has not come about after so many seconds.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while (why := self._differs()) is not None:
+        while (why := await self._differs()) is not None:
             assert loop.time() < until, f"after {seconds:g} s {why}"
             await asyncio.sleep(0.2)
 
-    def _differs(self) -> str | None:
-        running = [member for member in self.members if member.running]
-        truth = {}
+    async def _differs(self) -> str | None:
         for member in self.members:
             member.check()
-        for member in running:
+        running = {member.name: member for member in self.members if member.running}
+        for name, member in running.items():  # the cheap tests first
             if member.subnets is None:
-                return f"{member.name} has no subnet"
-            truth[member.subnets] = member.underlay.public_ipv4
-        if len(truth) != len(running):
-            return "two nodes have one subnet"
-        for member in running:
+                return f"{name} has no subnet"
             known = len(member.drivers.backends[-1].peers)
-            if known != len(truth) - 1:  # the cheap test first
-                return f"{member.name} knows {known} peers of {len(truth) - 1}"
-        for member in running:
-            others = {subnets: address for subnets, address in truth.items() if subnets != member.subnets}
-            if member.peers != others:
-                return f"{member.name} knows other peers than there are"
+            if known != len(running) - 1:
+                return f"{name} knows {known} peers of {len(running) - 1}"
+        try:
+            claims = await self._claims()
+        except StoreUnavailable as error:
+            return f"the store cannot be read: {error}"
+        if sorted(claim.node for claim in claims) != sorted(running):
+            return "the store has other leases than one of each node that runs"
+        in_order = sorted(claims, key=lambda claim: claim.subnet)
+        for before, after in itertools.pairwise(in_order):
+            assert not before.subnet.overlaps(after.subnet), f"{before} and {after} overlap"
+        truth = {Subnets(claim.subnet): claim.address for claim in claims}
+        for claim in claims:
+            member = running[claim.node]
+            if member.subnets != Subnets(claim.subnet) or member.underlay.public_ipv4 != claim.address:
+                return f"the store has {claim}, and that is not what {claim.node} has"
+            if member.peers != {subnets: truth[subnets] for subnets in truth if subnets != member.subnets}:
+                return f"{claim.node} knows other peers than there are"
         return None
+
+    async def _claims(self) -> list[Claim]:
+        """What the store has. It is read without the daemons' own code, whose faults would then go unseen."""
+        table = self.make_table(0)
+        try:
+            listed = await table.list("subnets/")
+        finally:
+            await table.aclose()
+        claims = []
+        for key, record in listed.items():
+            value = json.loads(record.value)
+            subnet = IPv4Network(key.removeprefix("subnets/").replace("-", "/"))
+            claims.append(Claim(subnet, IPv4Address(value["PublicIP"]), value["Overlaynet"]["Node"]))
+        return claims
 
 
 @asynccontextmanager
