@@ -128,3 +128,14 @@ async def test_once_it_is_closed_it_is_not_made_again(device: PacketDevice, host
 async def test_changes_of_one_that_was_not_opened_are_a_defect(device: PacketDevice) -> None:
     with pytest.raises(BackendError, match="not opened"):
         await device.changed()
+
+
+async def test_what_the_kernel_does_not_take_is_dropped(device: PacketDevice, hosts: PretendedHosts) -> None:
+    await device.open()
+
+    def write_many() -> None:
+        for _ in range(100_000):  # nobody reads them, so there is room for some only
+            device.write(PACKET)
+
+    with pytest.raises(Dropped, match=r"^refused: "):
+        write_many()

@@ -1,0 +1,56 @@
+"""A backend's device in an event loop, with a real kernel."""
+
+import asyncio
+import socket
+from ipaddress import IPv4Network
+
+import pytest
+
+from overlaynet.delivery import Dropped
+from overlaynet.model import Subnets
+from overlaynet.packet_device import PacketDevice
+from overlaynet.testing.conformance import eventually
+from overlaynet.testing.namespaces import NetworkNamespace
+from overlaynet.testing.packets import UDP, parse_ip
+from overlaynet.testing.tuns import datagram
+
+pytestmark = pytest.mark.anyio
+
+OWN = Subnets(IPv4Network("10.244.1.0/24"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_packets_come_and_go_and_one_that_was_deleted_is_made_again() -> None:
+    taken: list[bytes] = []
+    with NetworkNamespace(label="device") as namespace, namespace.entered():
+        device = PacketDevice("mine0", "mine", taken.append)
+        await device.open()
+        with socket.socket(type=socket.SOCK_DGRAM) as near:
+            for turn in range(2):
+                await device.mend(1400, OWN)
+                (link,) = namespace.ip_json("link", "show", "mine0")
+                assert (link["mtu"], link["ifalias"]) == (1400, "overlaynet mine")
+                if turn == 0:
+                    near.bind(("10.244.1.0", 9000))
+                    near.setblocking(False)
+                namespace.ip("route replace 10.244.2.0/24 dev mine0")
+                near.sendto(b"out", ("10.244.2.9", 9000))
+                await eventually(lambda: any(b"out" in packet for packet in taken))
+                packet = parse_ip(next(packet for packet in taken if b"out" in packet))
+                assert (str(packet.header.source), isinstance(packet.transport, UDP)) == ("10.244.1.0", True)
+                device.write(datagram("10.244.2.9", "10.244.1.0", b"in"))
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(near, 100), 10) == b"in"
+                namespace.ip("link set mine0 down")
+                with pytest.raises(Dropped, match="refused"):
+                    device.write(datagram("10.244.2.9", "10.244.1.0", b"in"))
+                changed = asyncio.create_task(device.changed())
+                namespace.ip("link delete mine0")
+                await asyncio.wait_for(changed, 10)
+                with pytest.raises(Dropped, match="no_device|refused"):
+                    device.write(datagram("10.244.2.9", "10.244.1.0", b"in"))
+                taken.clear()
+        device.close()
