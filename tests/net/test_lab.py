@@ -473,7 +473,7 @@ class TestDaemonProcess:
     def test_a_daemon_that_ends_instead_is_told_with_its_last_words(self) -> None:
         with Lab(hosts=1) as lab:
             (host,) = lab.hosts
-            with pytest.raises(OverlaynetError, match=r"overlaynet on host-a ended with exit status 1: .*nope"):
+            with pytest.raises(OverlaynetError, match=r"overlaynet on host-a ended with exit status 2: .*nope"):
                 host.start_overlaynet(lab.file_store, ["--backend", "nope"])
 
 

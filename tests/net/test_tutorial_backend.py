@@ -117,7 +117,10 @@ def test_all_that_the_tutorial_says_comes_out(wheel: Path, tmp_path: Path) -> No
     own = str(Path(sys.executable).parent)
     path = [entry for entry in os.environ["PATH"].split(":") if entry != own]
     kept = {
-        name: value for name, value in os.environ.items() if not re.match("PYTHON|VIRTUAL_ENV|OVERLAYNET_|PYTEST", name)
+        name: value
+        for name, value in os.environ.items()
+        # CI: pytest does not shorten its summary where that is set, and a reader's terminal has it not.
+        if not re.match("PYTHON|VIRTUAL_ENV|OVERLAYNET_|PYTEST|CI$|BUILD_NUMBER$", name)
     }
     environment = kept | {
         "PATH": ":".join([str(Path(sys.base_prefix) / "bin"), *path]),
