@@ -26,6 +26,7 @@ from overlaynet.errors import (
     StoreUnavailable,
     UnderlayError,
 )
+from overlaynet.health import REMINDER
 from overlaynet.hookspecs import hookimpl
 from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Snapshot, Subnets, Underlay
 from overlaynet.network import Network
@@ -829,7 +830,9 @@ async def test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recove
     assert a.observer.events.count("recovered") == 1
 
 
-async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back(lab: Lab) -> None:
+async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     table = UnreliableTable()
     table._content = lab.table._content
     a, b = lab.start("a", store=UnreliableStore(table)), lab.start("b", "172.16.130.164")
@@ -841,6 +844,13 @@ async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_sub
     assert len(a.backend.peers) == 1
     await asyncio.sleep(121)
     assert not a.backend.peers
+    caplog.clear()
+    await asyncio.sleep(3600)
+    told: list[Any] = [record for record in caplog.records if getattr(record, "fields", {}).get("part") == "lease"]
+    assert {record.fields["reason"] for record in told} == {
+        "it has expired, and no packets are carried; it cannot be renewed: etcd does not answer"
+    }
+    assert len(told) <= 3600 / REMINDER + 1
     table.fail(None)
     await until(lambda: len(a.backend.peers) == 1)
     assert a.daemon.status()["problems"] == {}
