@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -26,10 +27,13 @@ from overlaynet.errors import (
     StoreUnavailable,
     SubnetsExhausted,
 )
+from overlaynet.logs import fields
 from overlaynet.model import Lease, LeaseRequest, Malformed, Reservation, Reserved, Snapshot, Subnets
 from overlaynet.network import Network, SubnetRange
 from overlaynet.reservations import Reservations
 from overlaynet.table import Record, Table
+
+log = logging.getLogger(__name__)
 
 N = TypeVar("N", IPv4Network, IPv6Network)
 
@@ -46,6 +50,8 @@ class TableStore(Store):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._opened: Table | None = None
+        self._granted: dict[str, Lease] = {}
+        """The lease that each node of this process holds, by its identity: what else is written by it is a remnant."""
 
     @abc.abstractmethod
     def make_table(self) -> Table:
@@ -91,6 +97,7 @@ class TableStore(Store):
 
     async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
         wanted = request.previous
+        self._granted.pop(request.node, None)
         while True:
             reserved = await self.reserved.list()
             held = await self.table.list(records.LEASE_PREFIX)
@@ -120,6 +127,7 @@ class TableStore(Store):
                 # What else stands under this node's name is a remnant, such as of a claim whose answer was lost.
                 if other != subnets and records.decode_lease(record.key, record.value).node:
                     await self.reserved.vacate(record, other)
+            self._granted[request.node] = lease
             return lease
 
     async def _claim(
@@ -167,6 +175,7 @@ class TableStore(Store):
                 _check_still_own(found, lease)
 
     async def release(self, lease: Lease) -> None:
+        self._granted.pop(lease.node, None)
         record = await self.table.get(records.lease_key(lease.subnets))
         if record is None:
             return
@@ -214,11 +223,24 @@ class TableStore(Store):
                     reserved.discard(subnets)
                 # Once reserved, an expiry is looked into, even if flannel has written over the mark.
                 reserved |= {lease.subnets for lease in leases if lease.reserved}
+                for lease in leases:
+                    await self._vacate_if_remnant(lease)
                 snapshot = _snapshot(leases, malformed)
                 if snapshot != previous:
                     yield snapshot
                 previous = snapshot
         raise StoreUnavailable(f"the watch of {self} ended")
+
+    async def _vacate_if_remnant(self, lease: Lease) -> None:
+        """End a claim of a node of this process that came into effect after the node had given it up and got another.
+
+        So may do a claim whose answer did not come: the member of etcd that had it hung, and was passed over.
+        """
+        granted = self._granted.get(lease.node)
+        if granted is not None and lease.run == granted.run and lease.subnets != granted.subnets:
+            remnant = Record(records.lease_key(lease.subnets), b"", lease.version)
+            if await self.reserved.vacate(remnant, lease.subnets):
+                log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=granted.subnets))
 
     async def _kept_for(self, lease: Lease, record: Record) -> bool:
         """True if a vanished lease may be written over the record: it is a placeholder, and not for another node.

@@ -991,3 +991,77 @@ async def test_a_restart_keeps_the_subnet_of_its_file_where_a_remnant_stands_too
     again = await store.acquire(network(), request("a", "2", previous="10.244.9.0/24"))
     assert again.subnets == held.subnets
     assert list(await table.list("subnets/")) == [lease_key(held.subnets)]
+
+
+# Claims that come too late
+
+
+async def first_listing(store: TableOf) -> Snapshot:
+    async with aclosing(store.watch()) as snapshots:
+        return await anext(snapshots)
+
+
+async def test_a_claim_that_comes_too_late_is_given_back_by_the_watch_of_the_node(
+    store: TableOf, table: Interrupted, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    others = [
+        attrs.evolve(lease, subnets=subnets("10.244.4.0/24"), node="b"),
+        attrs.evolve(lease, subnets=subnets("10.244.5.0/24"), run="of another process"),
+        attrs.evolve(lease, subnets=subnets("10.244.6.0/24"), node=""),
+    ]
+    for other in others:
+        await put(table, lease_key(other.subnets), encode_lease(other), TTL)
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    async with aclosing(store.watch()) as snapshots:
+        assert await anext(snapshots) == Snapshot((*others, lease))
+        await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+        while (snapshot := await anext(snapshots)).leases != (*others, lease):
+            assert snapshot.leases == (late, *others, lease)
+    assert [record.getMessage() for record in caplog.records] == ["late claim given back"]
+    assert await store.renew(network(), lease) == lease
+
+
+async def test_a_late_claim_of_reserved_subnets_leaves_them_reserved(store: TableOf, table: Interrupted) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await store.reserve(Reservation(subnets("10.244.3.0/24"), "b"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    await first_listing(store)
+    assert (await first_listing(store)).leases == (lease,)
+    assert (await table.list("subnets/"))["subnets/10.244.3.0-24"].ttl == math.inf
+
+
+async def test_a_late_claim_that_is_another_nodes_by_now_is_left_alone(store: TableOf, table: Interrupted) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    other = attrs.evolve(late, node="b")
+    watch = table.watch
+
+    async def old_listing(prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
+        async with aclosing(watch(prefix)) as listings:
+            found = dict(await anext(listings))
+            await put(table, lease_key(late.subnets), encode_lease(other), TTL)
+            yield found
+
+    table.watch = old_listing  # type: ignore[method-assign]
+    await first_listing(store)
+    assert (await store.leases()).leases == (other, lease)
+
+
+@pytest.mark.parametrize("ending", ["released", "acquired anew"])
+async def test_nothing_is_given_back_for_a_node_that_holds_no_lease_now(
+    store: TableOf, table: Interrupted, ending: str
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    if ending == "released":
+        await store.release(lease)
+    else:
+        table.before["list"] = lose_the_answer
+        with pytest.raises(StoreUnavailable):
+            await store.acquire(network(), request("a"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    assert late in (await first_listing(store)).leases
+    assert late in (await store.leases()).leases
