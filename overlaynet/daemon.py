@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from overlaynet import joining, lease_keeping, subnet_file
+from overlaynet import boot_clock, joining, lease_keeping, subnet_file
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import (
     BackendError,
@@ -87,11 +87,6 @@ class _Node:
         """The lease as the store has it, as far as is known."""
         return self.keeper.lease
 
-    @property
-    def deadline(self) -> float:
-        """Time of the event loop's clock until which the store has promised the lease."""
-        return self.keeper.deadline
-
 
 class Daemon:
     """One node, from start to stop. Runs once."""
@@ -156,7 +151,7 @@ class Daemon:
             "problems": self._health.problems,
         }
         if node is not None:
-            remaining = node.deadline - asyncio.get_running_loop().time()
+            remaining = node.keeper.deadline - boot_clock.now()
             status |= {
                 "network": str(node.network),
                 "backend": node.network.backend_type,
@@ -292,11 +287,15 @@ class Daemon:
         while True:
             try:
                 async with asyncio.timeout(None) as node.watch, aclosing(self._store.watch()) as snapshots:
+                    begun = False
                     async for snapshot in snapshots:
                         backoff.reset()
                         self._health.recovered("store")
                         node.snapshot = snapshot
                         node.keeper.look(snapshot)
+                        if not begun:
+                            begun = True
+                            node.keeper.try_again()
                         self._dirty.set()
             except TimeoutError:
                 if node.watch is None or not node.watch.expired():
@@ -318,16 +317,12 @@ class Daemon:
     async def _reconcile_forever(self, node: _Node) -> None:
         backoff = Backoff(first=1.0, most=AUDIT_INTERVAL)
         delay = AUDIT_INTERVAL
-        loop = asyncio.get_running_loop()
         while True:
-            until = loop.time() + delay
-            if loop.time() < node.deadline:
-                until = min(until, node.deadline)
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout(delay):
                     await self._dirty.wait()
             except TimeoutError:
-                # Time for an audit, for another try, or for the end of the lease.
+                # Time for an audit, or for another try.
                 self._underlay_due = True
             self._dirty.clear()
             if await self._reconcile(node):
@@ -393,9 +388,8 @@ class Daemon:
         )
         self._report(node, desired.rejected)
         peers = desired.peers
-        if asyncio.get_running_loop().time() >= node.deadline:
+        if node.keeper.expired:
             # The store may have given the subnet to another node by now: carry nothing until the lease is back.
-            self._health.degraded("lease", "it has expired and could not be renewed; no packets are carried")
             peers = ()
         changes = difference(node.peers, peers)
         await node.backend.set_peers(peers)

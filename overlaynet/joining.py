@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import attrs
 
-from overlaynet import config, options
+from overlaynet import boot_clock, config, options
 from overlaynet import network as documents
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import ConfigError, StoreUnavailable
@@ -119,15 +119,14 @@ def find_router(plugins: Plugins, settings: Settings) -> Callable[[], Router]:
 
 
 async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> tuple[Lease, float]:
-    """Claim subnets; returns the lease, and the time of the event loop's clock until which the store promises it.
+    """Claim subnets; returns the lease, and the time of the boot clock until which the store promises it.
 
     :raises SubnetsExhausted: if there is none left.
     """
-    loop = asyncio.get_running_loop()
 
     async def try_once() -> tuple[Lease, float]:
         # The lifetime begins in the store, no earlier than it was asked for.
-        asked_at = loop.time()
+        asked_at = boot_clock.now()
         return await store.acquire(network, request), asked_at + network.lease_ttl
 
     lease, deadline = await ask(try_once, health)
