@@ -141,6 +141,7 @@ class TableStore(Store):
             data=request.data,
             node=request.node,
             run=request.run,
+            renewal_margin=request.renewal_margin,
             reserved=reserved.of(subnets) is not None,
         )
         key, value = records.lease_key(subnets), records.encode_lease(lease)
