@@ -239,6 +239,7 @@ class Daemon:
                 public_ipv6=underlay.public_ipv6,
             ),
         )
+        margin = lease_keeping.renewal_margin(network.lease_ttl, settings.subnet_lease_renew_margin)
         request = LeaseRequest(
             node=settings.node or identity,
             run=secrets.token_hex(8),
@@ -246,11 +247,11 @@ class Daemon:
             public_ipv6=underlay.public_ipv6,
             data=data,
             previous=subnet_file.read_previous(path),
+            renewal_margin=margin,
         )
         lease, deadline = await joining.acquire(store, network, request, self._health)
         self._lease = lease
         self._health.recovered("lease")
-        margin = lease_keeping.renewal_margin(network.lease_ttl, settings.subnet_lease_renew_margin)
         keeper = LeaseKeeper(
             store,
             network,

@@ -1254,3 +1254,20 @@ async def test_the_status_stays_short_whatever_the_store_holds(lab: Lab, caplog:
     skipped: list[Any] = [record for record in caplog.records if record.message == "lease record skipped"]
     assert len(skipped) == 300
     assert all(len(record.fields["key"]) < 310 and record.fields["reason"].isprintable() for record in skipped)
+
+
+@pytest.mark.parametrize(("lifetime", "minutes", "margin"), [(DAY, 60, 3600), (DAY, 90, 5400), (60, 60, 40)])
+async def test_a_node_says_in_its_record_when_it_will_renew_it(
+    lab: Lab, lifetime: float, minutes: int, margin: float
+) -> None:
+    await lab.write_document(json.dumps(json.loads(DOCUMENT) | {"LeaseTTL": lifetime}))
+    node = lab.start(subnet_lease_renew_margin=minutes)
+    await node.ready()
+    for _ in range(2):
+        (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+        assert lease.renewal_margin == margin
+        await asyncio.sleep(lifetime - margin + 1)
+    await lab.write_document(DOCUMENT)
+    await asyncio.sleep(lifetime)
+    (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+    assert lease.renewal_margin == margin, "it goes on as it began, whatever the document says by now"

@@ -14,12 +14,12 @@ from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, mak
 from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name, find_on_link
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
+from overlaynet.identity import default_identity
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
 from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
 from overlaynet.network import Network
 from overlaynet.options import between, option
-from overlaynet.underlay import default_identity
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
