@@ -18,7 +18,7 @@ struct run {
     /* The headers of all: with one packet its own, with more those of the whole, in the order of writing:
      * this, headers, payload pieces. */
     struct offload_header offload;
-    uint8_t headers[LARGEST_HEADERS];
+    uint8_t headers[LARGEST_PLAIN_HEADERS];
     uint32_t header_length;
     uint32_t count;
     /* Bytes in all the packets, each with its own headers. */
