@@ -20,6 +20,7 @@ from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp._native import coalesce, segment
 from overlaynet.backends.udp.engine import Drop
+from tests.unit.flows import in_order
 
 NEEDS_CHECKSUM = 1
 NONE, TCP4, TCP6, USO, ECN = 0, 1, 4, 5, 0x80
@@ -247,14 +248,25 @@ def damaged(packet: bytes, at: int | None) -> bytes:
     return packet[:at] + bytes([packet[at] ^ 0x55]) + packet[at + 1 :]
 
 
-def flow(packet: bytes) -> bytes:
-    length = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
-    addresses = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
-    return addresses + packet[9 if packet[0] >> 4 == 4 else 6 :][:1] + packet[length : length + 4]
+WITHOUT_PORTS = st.builds(
+    lambda version, kind, number: bytes(
+        {
+            (4, "fragment"): ip(4, id=number, flags="MF") / UDP(sport=1, dport=2) / Raw(bytes(8)),
+            (4, "last"): ip(4, id=number, frag=2, proto=17) / Raw(bytes(10)),
+            (4, "other"): ip(4, id=number, proto=50) / Raw(bytes(20)),
+            (6, "fragment"): ip(6) / IPv6ExtHdrFragment(id=number, m=1) / UDP(sport=1, dport=2) / Raw(bytes(8)),
+            (6, "last"): ip(6) / IPv6ExtHdrDestOpt() / TCP(sport=1, dport=2, seq=number, flags="A") / Raw(bytes(10)),
+            (6, "other"): ip(6) / IPv6ExtHdrDestOpt(nh=59) / Raw(bytes([number])),
+        }[version, kind]
+    ),
+    VERSIONS,
+    st.sampled_from(["fragment", "last", "other"]),
+    st.integers(0, 5),
+)
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(PACKETS, max_size=40))
+@given(st.lists(st.one_of(PACKETS, PACKETS, PACKETS, WITHOUT_PORTS), max_size=40))
 def test_whatever_comes_each_flow_comes_out_as_it_went_in(packets: list[bytes]) -> None:
     out: list[bytes] = []
     for run in coalesce(packets):
@@ -269,9 +281,7 @@ def test_whatever_comes_each_flow_comes_out_as_it_went_in(packets: list[bytes]) 
                 verified(each)
             out += cut
     assert len(out) == len(packets)
-    for each in {flow(packet) for packet in packets}:
-        went_in = [same_identification(packet) for packet in packets if flow(packet) == each]
-        assert [same_identification(packet) for packet in out if flow(packet) == each] == went_in
+    assert in_order(map(same_identification, out)) == in_order(map(same_identification, packets))
 
 
 def same_identification(packet: bytes) -> bytes:
@@ -295,6 +305,21 @@ def test_streams_are_put_together_side_by_side() -> None:
 def test_an_acknowledgement_does_not_wait_for_the_data_of_others() -> None:
     acknowledgement = built(IP(src="10.244.1.1", dst="10.244.2.1") / TCP(sport=9, dport=9, flags="A"))
     assert coalesce([data(0), acknowledgement, data(1)])[0] == bytes(10) + acknowledgement
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_may_be_of_the_same_flow_does_not_pass_it(version: int) -> None:
+    """A fragment, or a packet with extension headers, waits for no run, and overtakes none between the same addresses."""
+    later = (
+        ip(4, flags="MF") / UDP(sport=1, dport=2) / Raw(bytes(64))
+        if version == 4
+        else ip(6) / IPv6ExtHdrDestOpt() / UDP(sport=1, dport=2) / Raw(bytes(64))
+    )
+    flow = [built(ip(version, id=number) / UDP(sport=1, dport=2) / Raw(bytes([number]) * 64)) for number in range(3)]
+    other = data(0)
+    runs = coalesce([other, flow[0], flow[1], bytes(later), flow[2]])
+    assert segment(runs[0]) == flow[:2]
+    assert runs[1:] == [bytes(10) + packet for packet in (bytes(later), other, flow[2])]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
  *
  * It is the inverse of segmentation, by the rules of the kernel's own generic receive offload (net/ipv4/af_inet.c,
  * tcp_offload.c, udp_offload.c): only what segmentation would turn back into the same packets is put together. The
- * packets of a flow keep their order. Payload is not copied: the result points into the packets.
+ * packets of a flow keep their order; where the ports cannot be read, as in fragments, that is the order among all between
+ * the same addresses. Payload is not copied: the result points into the packets.
  */
 #ifndef OVERLAYNET_COALESCE_H
 #define OVERLAYNET_COALESCE_H
