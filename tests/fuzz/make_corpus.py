@@ -5,15 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.ipsec import AH
 from scapy.packet import Packet, Raw
 
 FIX, CUT = 1, 8
+EXTENSIONS = IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(addresses=["fd00:9::9"]) / IPv6ExtHdrDestOpt()
 
 
-def entry(packet: Packet, flags: int = FIX, kind: int = 0, size: int = 0) -> bytes:
+def entry(packet: Packet, flags: int = FIX, kind: int = 0, size: int = 0, start: int = 0) -> bytes:
+    """With ``start``, the packet's checksum is to be completed from there, as TUN devices ask for it."""
     data = bytes(packet)
-    return struct.pack("!BH", flags, len(data)) + struct.pack("=BBHHHH", 0, kind, 0, size, 0, 0) + data
+    offload = struct.pack("=BBHHHH", 1 if start else 0, kind, 0, size, start, 16 if start else 0)
+    return struct.pack("!BH", flags, len(data)) + offload + data
 
 
 def ips(number: int) -> list[Packet]:
@@ -40,6 +51,19 @@ def main() -> None:
         "tso6": entry(ips(7)[1] / TCP(flags="PAC") / Raw(bytes(301)), CUT | FIX, 0x84, 100),
         "uso4": entry(ips(7)[0] / UDP() / Raw(bytes(301)), CUT | FIX, 5, 100),
         "uso6": entry(ips(7)[1] / UDP() / Raw(bytes(301)), CUT | FIX, 5, 100),
+        "tso6-extensions": entry(ips(7)[1] / EXTENSIONS / TCP(flags="PA") / Raw(bytes(301)), CUT | FIX, 4, 100, 80),
+        "uso6-extensions": entry(ips(7)[1] / IPv6ExtHdrDestOpt() / UDP() / Raw(bytes(301)), CUT | FIX, 5, 100, 48),
+        "tso4-source-routed": entry(
+            IP(src="10.244.2.1", dst="10.244.1.1", options=[b"\x83\x07\x04\x0a\xf4\x01\x02\x00"])
+            / TCP()
+            / Raw(bytes(301)),
+            CUT | FIX,
+            1,
+            100,
+            28,
+        ),
+        "authenticated": entry(ips(7)[1] / AH(nh=58, payloadlen=4, icv=bytes(12)) / ICMPv6EchoRequest())
+        + entry(ips(7)[0] / AH(nh=1, payloadlen=4, icv=bytes(12)) / ICMP()),
         "mixed": stream(0, 2, 20) + entry(ips(2)[0] / ICMP() / Raw(b"ping")) + stream(1, 2, 20, flags="PA"),
         "options": entry(IP(src="10.244.2.1", dst="10.244.1.1", options=[b"\x94\x04\x00\x00"]) / UDP() / Raw(b"x")),
         "fragments": entry(IP(src="10.244.2.1", dst="10.244.1.1", flags="MF") / UDP() / Raw(bytes(32)))
