@@ -9,7 +9,7 @@
 
 enum { TCP = 1, UDP = 2 };
 enum { COMPLETE = 1, OUTER_ECN = 6, CUT = 8, PARTIAL = 16, OTHER_OWNER = 32, FLUSH = 64, LARGE = 128 };
-enum { BEGINNING = 100, MOST = 200, MOST_CUT = 300 };
+enum { BEGINNING = 100, MOST = 100, MOST_CUT = 300, MOST_CHECKED = 1000 };
 
 static void *memory[MOST_EXPECTED + MOST];
 static unsigned memory_count;
@@ -98,6 +98,11 @@ static void cut(struct coalescer *coalescer, struct offload_header *offload, uin
     CHECK(segments.count > 0 && headers <= size && memcmp(whole, data, size) == 0);
     CHECK(segments.payload_size == offload->segment_size);
     for (uint32_t i = 0; i < segments.count; i++) {
+        /* Of very many, the first and the last; for time's sake. */
+        if (i == MOST_CHECKED && segments.count > 2 * MOST_CHECKED) {
+            offset += (size_t)(segments.count - 2 * MOST_CHECKED) * segments.payload_size;
+            i += segments.count - 2 * MOST_CHECKED;
+        }
         uint8_t header[LARGEST_HEADERS], *payload;
         uint32_t length;
         segments_cut(&segments, i, header, &payload, &length);

@@ -62,6 +62,7 @@ def runs() -> dict[str, list[Packet]]:
         "udp6": datagrams(1, 5, 12),
         "mixed": [*stream(0, 2, 20), ips(2)[0] / ICMP() / Raw(b"ping"), *stream(1, 2, 20, flags="PA")],
         "options": [IP(src="10.244.2.1", dst="10.244.1.1", options=[b"\x94\x04\x00\x00"]) / UDP() / Raw(b"x")],
+        "cut-short": [IPv6(src="fd00:2::1", dst="fd00:1::1", nh=44) / Raw(b"\x3a\x00")],
         "authenticated": [
             ips(7)[1] / AH(nh=58, payloadlen=4, icv=bytes(12)) / ICMPv6EchoRequest(),
             ips(7)[0] / AH(nh=1, payloadlen=4, icv=bytes(12)) / ICMP(),
