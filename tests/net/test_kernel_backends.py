@@ -376,6 +376,41 @@ def test_what_is_deleted_by_hand_is_restored_and_what_is_foreign_removed(hosts: 
     assert a.entries("eth0")[0] == {"172.16.130.99 lladdr 02:00:00:00:00:99 PERMANENT"}, "not ours"
 
 
+@pytest.mark.parametrize("other", ["port 9999", "vni 7", "via lo"])
+def test_a_forwarding_entry_that_differs_in_more_than_its_host_is_put_right(
+    hosts: tuple[Host, Host, Host], other: str
+) -> None:
+    a, b, _ = hosts
+    for host in (a, b):
+        host.start(vxlan())
+    acquaint(a, b)
+    wanted = a.entries()
+    address = b.link("overlay0")["address"]
+    entry = [address, "dev", "overlay0", "dst", "172.16.130.2", *other.split(), "self", "permanent"]
+    a.namespace.execute(["bridge", "fdb", "replace", *entry])
+    assert a.entries() != wanted
+    assert not a.reaches(b)
+    a.meet(b)
+    assert a.entries() == wanted
+    assert a.reaches(b)
+
+
+def test_every_forwarding_entry_that_is_not_a_peers_is_removed_at_once(hosts: tuple[Host, Host, Host]) -> None:
+    """Where frames of no known address go, the kernel keeps several entries for one address."""
+    a, b, _ = hosts
+    for host in (a, b):
+        host.start(vxlan())
+    acquaint(a, b)
+    wanted = a.entries()
+    for other in ("dst 172.16.130.7", "dst 172.16.130.8", "dst 172.16.130.8 port 9999 vni 7 via eth0"):
+        entry = ["00:00:00:00:00:00", "dev", "overlay0", *other.split(), "self", "permanent"]
+        a.namespace.execute(["bridge", "fdb", "append", *entry])
+    assert len(a.entries()[1]) == 4
+    a.meet(b)
+    assert a.entries() == wanted
+    assert a.reaches(b)
+
+
 def test_the_same_peers_again_are_not_written_again(
     hosts: tuple[Host, Host, Host], caplog: pytest.LogCaptureFixture
 ) -> None:
