@@ -393,7 +393,12 @@ class Daemon:
             # The store may have given the subnet to another node by now: carry nothing until the lease is back.
             peers = ()
         changes = difference(node.peers, peers)
-        await node.backend.set_peers(peers)
+        trouble = None
+        try:
+            await node.backend.set_peers(peers)
+        except BackendError as error:
+            # The peers are in force as far as possible all the same, and so are to be their routes.
+            trouble = error
         node.peers = peers
         for peer in changes.removed:
             log.info("peer removed", extra=fields(subnet=peer.subnets))
@@ -404,6 +409,8 @@ class Daemon:
         for peer in changes.added:
             log.info("peer added", extra=fields(subnet=peer.subnets, **where(peer)))
             self._plugins.notify("overlaynet_peer_added", peer=peer)
+        if trouble is not None:
+            raise trouble
 
     async def _apply_routes(self, node: _Node) -> None:
         guards = backstops(node.network) if node.backend.backstop else ()

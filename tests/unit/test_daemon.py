@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -601,6 +601,31 @@ async def test_a_device_that_is_lost_is_reported_and_tried_again_until_it_is_bac
     assert a.routes == FULL_ROUTES
     assert {peer.node for peer in a.backend.peers} == {"b", "c"}
     assert not a.task.done()
+
+
+async def test_peers_come_and_go_also_while_a_part_of_the_backend_cannot_be_mended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a device for each IP version, of which one is lost."""
+
+    def routes(self: FakeBackend, peers: Sequence[Peer]) -> list[Route]:
+        return [Route(subnet, device="overlay0") for peer in peers for subnet in peer.subnets]
+
+    monkeypatch.setattr(FakeBackend, "routes", routes)
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164", release_on_stop=True)
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    a.backend.lose("the device overlay0-v6 is gone")
+    await until(lambda: a.daemon.status()["problems"] != {})
+    c = lab.start("c", "172.16.130.166")
+    await c.ready()
+    await b.stop()
+    expected = {Route(subnet, device="overlay0") for subnet in c.lease.subnets}
+    await until(lambda: a.routes == {Route(OVERLAY, kind="unreachable")} | expected, seconds=60)
+    assert a.daemon.status()["problems"] == {"backend": "the device overlay0-v6 is gone"}
+    added, removed = f"added {c.lease.subnets} via 172.16.130.166", f"removed {b.lease.subnets} via 172.16.130.164"
+    await asyncio.sleep(3600)
+    assert (a.observer.events.count(added), a.observer.events.count(removed)) == (1, 1)
 
 
 async def test_a_device_that_is_lost_before_the_store_answers_is_mended_too(tmp_path: Path) -> None:

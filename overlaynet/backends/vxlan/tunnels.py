@@ -60,6 +60,12 @@ class Plan:
         """The tunnels that carry one IP version."""
         return (tunnel for tunnel in self.tunnels if tunnel.subnet.version == version)
 
+    def without(self, refused: Mapping[IPNetwork, str]) -> Plan:
+        """The plan that is left when these tunnels cannot be made, for the reasons given."""
+        tunnels = tuple(tunnel for tunnel in self.tunnels if tunnel.subnet not in refused)
+        reasons = {tunnel.subnet: refused[tunnel.subnet] for tunnel in self.tunnels if tunnel.subnet in refused}
+        return Plan(tunnels, self.direct, {**self.skipped, **reasons})
+
 
 def make_plan(
     peers: Sequence[Peer], identifier: int, own_addresses: Mapping[int, str], on_link: Collection[IPAddress] = ()
