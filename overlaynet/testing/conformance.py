@@ -19,9 +19,9 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import attrs
 
 from overlaynet import options
+from overlaynet.checks import check_driver
 from overlaynet.drivers import Driver
 from overlaynet.errors import ConfigError, did_you_mean
-from overlaynet.plugins import check_driver
 from overlaynet.testing._requirements import pytest
 
 T = TypeVar("T")
