@@ -73,8 +73,11 @@ class Network:
     ipv4: SubnetRange[IPv4Network] | None = None
     ipv6: SubnetRange[IPv6Network] | None = None
     backend_type: str = "udp"
-    backend_options: Mapping[str, JSON] = attrs.field(factory=dict)
-    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them."""
+    backend_options: Mapping[str, JSON] = attrs.field(factory=dict, repr=False)
+    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them.
+
+    Some may be secret.
+    """
     lease_ttl: float = DEFAULT_LEASE_TTL
     """Seconds that a lease lives without being renewed."""
 
