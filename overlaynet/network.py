@@ -68,7 +68,11 @@ class SubnetRange(Generic[N]):
 
 @attrs.frozen
 class Network:
-    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets."""
+    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets.
+
+    These are its parameters, out of the network document; a network of daemons to test with is an
+    :class:`overlaynet.testing.Network`.
+    """
 
     ipv4: SubnetRange[IPv4Network] | None = None
     ipv6: SubnetRange[IPv6Network] | None = None
