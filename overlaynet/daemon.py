@@ -29,6 +29,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.health import Health
+from overlaynet.joining import Promised
 from overlaynet.lease_keeping import LeaseKeeper, where
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, Lease, LeaseRequest, Malformed, Peer, Snapshot, Underlay
@@ -110,7 +111,8 @@ class Daemon:
         self._host_changed = host_changed
         self._health = Health(plugins)
         self._node: _Node | None = None
-        self._lease: Lease | None = None
+        self._claim: asyncio.Task[Promised] | None = None
+        """The lease, from when the store is asked for it."""
         self._stopping = asyncio.Event()
         self._ending = False
         """The life of the node is being cancelled; nothing begins anew."""
@@ -193,7 +195,7 @@ class Daemon:
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()  # Python 3.11's task groups leave the request behind by which they ended their body
-        node, self._node, self._lease = self._node, None, None
+        node, self._node, self._claim = self._node, None, None
         log.warning("lease lost", extra=fields(reason=error, hint="another one is acquired"))
         self._health.degraded("lease", str(error))
         for peer in () if node is None else node.peers:
@@ -249,14 +251,16 @@ class Daemon:
             previous=subnet_file.read_previous(path),
             renewal_margin=margin,
         )
-        lease, deadline = await joining.acquire(store, network, request, self._health)
-        self._lease = lease
+        self._claim = asyncio.create_task(joining.acquire(store, network, request, self._health), name="claim")
+        # What has been asked for may take effect at any moment: it is not forgotten when the node is told to stop.
+        promised = await asyncio.shield(self._claim)
+        lease = promised.lease
         self._health.recovered("lease")
         keeper = LeaseKeeper(
             store,
             network,
             lease,
-            deadline=deadline,
+            deadline=promised.until,
             margin=margin,
             health=self._health,
             plugins=plugins,
@@ -423,9 +427,17 @@ class Daemon:
         node.rejected = rejected
 
     async def _release(self) -> None:
-        lease = self._lease
-        if lease is not None and self._settings.release_on_stop and self._stopping.is_set():
-            await lease_keeping.release(self._store, lease)
+        claim = self._claim
+        if claim is None:
+            return
+
+        async def lease() -> Lease:
+            return (await claim).lease
+
+        if self._settings.release_on_stop and self._stopping.is_set():
+            await lease_keeping.release(self._store, lease())
+        claim.cancel()
+        await asyncio.wait({claim})
 
 
 def _text(value: object) -> str | None:

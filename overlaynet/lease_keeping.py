@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
 
 from overlaynet import boot_clock
 from overlaynet.drivers import Store
-from overlaynet.errors import LeaseLost, StoreError, StoreUnavailable
+from overlaynet.errors import LeaseLost, OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.health import Health
 from overlaynet.joining import in_time
 from overlaynet.logs import fields
@@ -21,7 +21,12 @@ from overlaynet.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT = 5.0
+RELEASE_TIMEOUT = 25.0
+"""Seconds that a stop waits for the store to take a lease back.
+
+Enough for two hung members of an etcd, which cost a request 10 seconds each, and the answer of the next; and less than
+service managers wait for the end of a stop (the systemd unit 40 seconds, Kubernetes 30).
+"""
 LEAST_PAUSE = 1.0
 """Least seconds between two renewals, whatever asks for them."""
 _HAIR = 0.001
@@ -158,16 +163,35 @@ class LeaseKeeper:
         self._health.degraded("lease", "; ".join(reasons))
 
 
-async def release(store: Store, lease: Lease) -> None:
-    """Give a lease back as the node stops. The store may be down: that is no reason to hang, and only logged."""
+async def release(store: Store, claim: Awaitable[Lease]) -> None:
+    """Give a lease back as the node stops, again until the store has answered; but no longer than :data:`RELEASE_TIMEOUT`.
+
+    The store may be down: that is no reason to hang, and only logged.
+
+    :param claim: the lease; if it is still being claimed, that is waited for, as it may take effect at any moment. A
+        claim that fails leaves nothing to give back.
+    """
+    subnet: object = "not known yet"
+    reason = "no answer in time"
+    backoff = Backoff()
     try:
         async with asyncio.timeout(RELEASE_TIMEOUT):
-            await store.release(lease)
-    except (StoreUnavailable, StoreError, TimeoutError) as error:
-        reason = str(error) or "no answer in time"
-        log.warning("lease not released", extra=fields(subnet=lease.subnets, reason=reason))
-    else:
-        log.info("lease released", extra=fields(subnet=lease.subnets))
+            lease = await claim
+            subnet = lease.subnets
+            while True:
+                try:
+                    await store.release(lease)
+                except StoreUnavailable as error:
+                    reason = str(error)
+                    await asyncio.sleep(backoff.next())
+                else:
+                    log.info("lease released", extra=fields(subnet=subnet))
+                    return
+    except TimeoutError:
+        pass
+    except OverlaynetError as error:
+        reason = str(error)
+    log.warning("lease not released", extra=fields(subnet=subnet, reason=reason))
 
 
 def where(holder: Lease | Peer) -> Mapping[str, object]:

@@ -28,7 +28,19 @@ from overlaynet.errors import (
 )
 from overlaynet.health import REMINDER
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Snapshot, Subnets, Underlay
+from overlaynet.lease_keeping import RELEASE_TIMEOUT
+from overlaynet.model import (
+    Device,
+    Lease,
+    LeaseData,
+    LeaseRequest,
+    Peer,
+    Reservation,
+    Route,
+    Snapshot,
+    Subnets,
+    Underlay,
+)
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
@@ -347,6 +359,59 @@ async def test_release_on_stop_gives_the_lease_back(lab: Lab) -> None:
     await node.ready()
     await node.stop()
     assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+class SlowClaims(MemoryStore):
+    """A store whose claims take effect, and are answered, some time after they were asked for, whoever waits for them."""
+
+    def __init__(self, lab: Lab, seconds: float, failures: int = 0) -> None:
+        super().__init__(table=lab.table)
+        self._seconds = seconds
+        self._failures = failures
+        self._claims: set[asyncio.Task[Lease]] = set()
+        self.asked = False
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        self.asked = True
+        claim = asyncio.create_task(self._acquire(network, request))
+        self._claims.add(claim)
+        lease = await asyncio.shield(claim)
+        if self._failures:
+            self._failures -= 1
+            raise StoreUnavailable("the answer was lost")
+        return lease
+
+    async def _acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        await asyncio.sleep(self._seconds)
+        return await super().acquire(network, request)
+
+
+@pytest.mark.parametrize("failures", [0, 1], ids=["answered", "answer lost"])
+async def test_a_stop_in_the_middle_of_a_claim_gives_the_lease_back(lab: Lab, failures: int) -> None:
+    store = SlowClaims(lab, 5, failures)
+    node = lab.start(store=store, release_on_stop=True)
+    await until(lambda: store.asked)
+    await asyncio.sleep(1)
+    await node.stop()
+    assert not node.drivers.routers, "nothing begins any more"
+    await asyncio.sleep(60)
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+async def test_a_stop_in_the_middle_of_a_claim_waits_for_nothing_if_the_lease_is_to_be_kept(lab: Lab) -> None:
+    store = SlowClaims(lab, 5)
+    node = lab.start(store=store)
+    await until(lambda: store.asked)
+    async with asyncio.timeout(1):
+        await node.stop()
+
+
+async def test_a_stop_in_the_middle_of_a_claim_does_not_wait_for_ever(lab: Lab) -> None:
+    store = SlowClaims(lab, DAY)
+    node = lab.start(store=store, release_on_stop=True)
+    await until(lambda: store.asked)
+    async with asyncio.timeout(RELEASE_TIMEOUT + 1):
+        await node.stop()
 
 
 async def test_a_crash_never_releases_the_lease(lab: Lab) -> None:
@@ -878,7 +943,7 @@ async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_sub
     assert len(told) <= 3600 / REMINDER + 1
     table.fail(None)
     await until(lambda: len(a.backend.peers) == 1)
-    assert a.daemon.status()["problems"] == {}
+    await until(lambda: a.daemon.status()["problems"] == {}, seconds=WATCH_AGAIN + 2)
     assert {lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases} == {"a", "b"}
 
 
@@ -965,7 +1030,7 @@ async def test_a_node_that_slept_beyond_its_lease_carries_nothing_until_it_has_i
     assert len(a.backend.peers) == 1
     loop.suspend(10)
     await asyncio.sleep(0.001)
-    assert a.backend.peers == ()
+    assert not a.backend.peers
     assert a.daemon.status()["lease_seconds_left"] == 0
     table.error = None
     await until(lambda: len(a.backend.peers) == 1, seconds=WATCH_AGAIN + 2)

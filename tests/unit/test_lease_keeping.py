@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from overlaynet import boot_clock
 from overlaynet.errors import IdentityTaken, LeaseLost, StoreUnavailable
 from overlaynet.health import REMINDER, Health
-from overlaynet.lease_keeping import LeaseKeeper, release, renewal_margin
+from overlaynet.lease_keeping import RELEASE_TIMEOUT, LeaseKeeper, release, renewal_margin
 from overlaynet.model import Lease, LeaseRequest, Reservation, Snapshot
 from overlaynet.network import DEFAULT_LEASE_TTL, MINIMUM_LEASE_TTL, Network, parse
 from overlaynet.plugins import Plugins
@@ -270,6 +270,12 @@ async def test_a_renewal_that_was_due_while_the_host_slept_is_made_on_waking() -
     await asyncio.wait({task})
 
 
+def claimed(lease: Lease) -> "asyncio.Future[Lease]":
+    claim = asyncio.get_running_loop().create_future()
+    claim.set_result(lease)
+    return claim
+
+
 async def test_a_store_that_hangs_does_not_keep_a_node_from_stopping(caplog: pytest.LogCaptureFixture) -> None:
     class Hanging(MemoryStore):
         async def release(self, lease: Lease) -> None:
@@ -277,7 +283,25 @@ async def test_a_store_that_hangs_does_not_keep_a_node_from_stopping(caplog: pyt
 
     store = Hanging()
     lease = await store.acquire(network(60), REQUEST)
-    async with asyncio.timeout(6):
-        await release(store, lease)
+    async with asyncio.timeout(RELEASE_TIMEOUT + 1):
+        await release(store, claimed(lease))
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.message == "lease not released"
+
+
+async def test_a_release_is_tried_again_while_there_is_time(caplog: pytest.LogCaptureFixture) -> None:
+    class Late(MemoryStore):
+        async def release(self, lease: Lease) -> None:
+            if asyncio.get_running_loop().time() < begun + back_after:
+                raise StoreUnavailable("no leader")
+            await super().release(lease)
+
+    store = Late()
+    lease = await store.acquire(network(60), REQUEST)
+    begun, back_after = asyncio.get_running_loop().time(), 100
+    await release(store, claimed(lease))
+    assert [record.getMessage() for record in caplog.records] == ["lease not released"]
+    assert cast("Any", caplog.records[0]).fields["reason"] == "no leader"
+    begun, back_after = asyncio.get_running_loop().time(), 5
+    await release(store, claimed(lease))
+    assert (await store.leases()).leases == ()
