@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from overlaynet import records
+from overlaynet import boot_clock, records
 from overlaynet.drivers import Store
 from overlaynet.errors import (
     IdentityTaken,
@@ -40,6 +40,15 @@ N = TypeVar("N", IPv4Network, IPv6Network)
 _TTL_QUERIES_AT_ONCE = 16
 
 
+@attrs.frozen
+class _Granted:
+    """A lease that this process holds: what else it has written for the same node is a remnant."""
+
+    lease: Lease
+    until: float
+    """Time of the boot clock until which the table has promised the lease."""
+
+
 class TableStore(Store):
     """A store whose leases live in a compare-and-swap table.
 
@@ -50,8 +59,8 @@ class TableStore(Store):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._opened: Table | None = None
-        self._granted: dict[str, Lease] = {}
-        """The lease that each node of this process holds, by its identity: what else is written by it is a remnant."""
+        self._granted: dict[str, _Granted] = {}
+        """The lease that each node of this process holds, by its identity."""
 
     @abc.abstractmethod
     def make_table(self) -> Table:
@@ -99,6 +108,7 @@ class TableStore(Store):
         wanted = request.previous
         self._granted.pop(request.node, None)
         while True:
+            asked_at = boot_clock.now()
             reserved = await self.reserved.list()
             held = await self.table.list(records.LEASE_PREFIX)
             if await self.reserved.tend(reserved, held):
@@ -127,7 +137,7 @@ class TableStore(Store):
                 # What else stands under this node's name is a remnant, such as of a claim whose answer was lost.
                 if other != subnets and records.decode_lease(record.key, record.value).node:
                     await self.reserved.vacate(record, other)
-            self._granted[request.node] = lease
+            self._granted[request.node] = _Granted(lease, asked_at + network.lease_ttl)
             return lease
 
     async def _claim(
@@ -160,6 +170,7 @@ class TableStore(Store):
         found: Record | None = attrs.evolve(_EMPTY, key=key, version=lease.version)
         known = True
         while True:
+            asked_at = boot_clock.now()
             if found is not None:
                 written = await self.table.replace(found, value, network.lease_ttl)
             else:
@@ -167,12 +178,14 @@ class TableStore(Store):
             if written is not None:
                 if not known and not await self._stands(written, lease):
                     raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
-                return _granted(lease, written, network)
+                renewed = _granted(lease, written, network)
+                self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
+                return renewed
             # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
             # which nobody has checked against the other records yet.
             known = False
             found = await self.table.get(key)
-            if found is not None and not await self._kept_for(lease, found):
+            if found is not None and not self._damaged(lease, found) and not await self._kept_for(lease, found):
                 _check_still_own(found, lease)
 
     async def release(self, lease: Lease) -> None:
@@ -238,10 +251,32 @@ class TableStore(Store):
         So may do a claim whose answer did not come: the member of etcd that had it hung, and was passed over.
         """
         granted = self._granted.get(lease.node)
-        if granted is not None and lease.run == granted.run and lease.subnets != granted.subnets:
+        held = None if granted is None else granted.lease
+        if held is not None and lease.run == held.run and lease.subnets != held.subnets:
             remnant = Record(records.lease_key(lease.subnets), b"", lease.version)
             if await self.reserved.vacate(remnant, lease.subnets):
-                log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=granted.subnets))
+                log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=held.subnets))
+
+    def _damaged(self, lease: Lease, record: Record) -> bool:
+        """True if the record is this node's own, and nobody can read it any more: it may be written over.
+
+        An unreadable record names no owner. But as long as the table's promise lasted when it was read, nobody else can
+        have claimed the key: the protocol lets a claim through only when the record of the one before has ended, by time
+        or by its own node. So what stands there came of our record, by a hand or a disk, and it is written over by
+        compare-and-swap at exactly this version; were it to end meanwhile, and another node to claim the key, that
+        would fail. Beyond the promise it may be what became of another node's claim: then the lease is lost.
+        """
+        granted = self._granted.get(lease.node)
+        if granted is None or (granted.lease.run, granted.lease.subnets) != (lease.run, lease.subnets):
+            return False
+        try:
+            records.decode_lease(record.key, record.value)
+        except RecordError as error:
+            if boot_clock.now() >= granted.until:
+                return False
+            log.warning("damaged record of the lease is written over", extra=fields(key=record.key, reason=str(error)))
+            return True
+        return False
 
     async def _kept_for(self, lease: Lease, record: Record) -> bool:
         """True if a vanished lease may be written over the record: it is a placeholder, and not for another node.
