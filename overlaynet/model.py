@@ -49,7 +49,8 @@ class LeaseData:
     """What a backend publishes with its node's lease, for the same backend on the other nodes.
 
     ``backend_type`` is flannel's ``BackendType``; empty means that it is not stated, as flannel's udp does.
-    ``ipv4`` and ``ipv6`` are JSON values of the backend's own (flannel's ``BackendData`` and ``BackendV6Data``).
+    ``ipv4`` and ``ipv6`` are JSON values of the backend's own (flannel's ``BackendData`` and ``BackendV6Data``). A lease that
+    takes more than 64 KiB in the store with them is not written.
     """
 
     backend_type: str = ""
