@@ -47,7 +47,9 @@ class Node:
 
     def __init__(self, network: Network, name: str, underlay: Underlay, directory: Path, settings: Settings) -> None:
         self.name = name
+        """``a``, ``b`` and so on."""
         self.underlay = underlay
+        """How it is attached to the network of the hosts."""
         self.daemon: Daemon | None = None
         """The daemon that runs, or ran last."""
         self._network = network
@@ -188,6 +190,7 @@ class Network:
         self.make_store = make_store if make_store is not None else self._make_memory_store
         self._directory = tempfile.TemporaryDirectory(prefix="overlaynet-network-")
         self.nodes = tuple(self._make_nodes(nodes, settings))
+        """All of them, in the order of their names."""
         self._by_address: dict[IPAddress, Node] = {
             address: node for node in self.nodes if (address := node.underlay.public_ipv4) is not None
         }

@@ -60,7 +60,13 @@ def test_the_examples_of_the_documentation_pass(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
     section = page[page.index("## Write a plugin") :]
     examples = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", section, re.DOTALL))
-    assert set(examples) == {"test_options_together", "test_my_backend", "test_whole_daemons", "test_deprecated_option"}
+    assert set(examples) == {
+        "test_options_together",
+        "test_my_backend",
+        "test_whole_daemons",
+        "test_real_hosts",
+        "test_deprecated_option",
+    }
     output = run_pytest(tmp_path, **examples)
     assert re.search(r"\d\d passed, \d+ skipped", output), output
     assert "failed" not in output
