@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from overlaynet.backends.udp import _native
-from overlaynet.backends.udp.engine import Counters, Drop, Engine, Offload, PeerCounters, PeerTable, Queue
+from overlaynet.backends.udp.engine import Counters, Drop, Engine, EnginePeer, Offload, PeerCounters, PeerTable, Queue
 from overlaynet.errors import DeviceGone
 from overlaynet.model import Subnets
 
@@ -76,7 +76,6 @@ class NativeEngine(Engine):
 
     def set_table(self, table: PeerTable) -> None:
         """See :meth:`Engine.set_table`."""
-        own4, own6 = _packed(table.own)
         with self._lock:
             if self._final is not None:
                 return
@@ -87,10 +86,8 @@ class NativeEngine(Engine):
                 block = blocks.setdefault(peer.subnets, len(blocks))
                 if block == len(kept):
                     kept.append(self._blocks.get(peer.subnets, -1))
-                (length4, network4), (length6, network6) = _packed(peer.subnets)
-                version, address = peer.address.version, peer.address.packed
-                peers += _PEER(version, length4, length6, peer.port, block, address, network4, network6)
-            self._engine.set_table(_OWN(own4[0], own6[0], own4[1], own6[1]), bytes(peers), kept.tobytes())
+                peers += packed_peer(peer, block)
+            self._engine.set_table(packed_own(table.own), bytes(peers), kept.tobytes())
             self._blocks = blocks
 
     def counters(self) -> Counters:
@@ -115,8 +112,16 @@ class NativeEngine(Engine):
         )
 
 
-def _packed(subnets: Subnets) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-    return _packed_network(subnets.ipv4), _packed_network(subnets.ipv6)
+def packed_own(subnets: Subnets) -> bytes:
+    """This node's subnets as the extension module reads them."""
+    (length4, network4), (length6, network6) = _packed_network(subnets.ipv4), _packed_network(subnets.ipv6)
+    return _OWN(length4, length6, network4, network6)
+
+
+def packed_peer(peer: EnginePeer, block: int) -> bytes:
+    """A peer likewise; ``block`` is the number of its counters."""
+    (length4, network4), (length6, network6) = _packed_network(peer.subnets.ipv4), _packed_network(peer.subnets.ipv6)
+    return _PEER(peer.address.version, length4, length6, peer.port, block, peer.address.packed, network4, network6)
 
 
 def _packed_network(network: IPv4Network | IPv6Network | None) -> tuple[int, bytes]:
