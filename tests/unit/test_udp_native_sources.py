@@ -42,4 +42,4 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_table_is_swapped_without_a_race(tmp_path: Path, sanitizer: str) -> None:
     build(tmp_path / "swap", "swap_tables.c", ENGINE, f"-fsanitize={sanitizer}")
-    run(tmp_path / "swap", 3000)
+    run(tmp_path / "swap", 1500)
