@@ -17,7 +17,7 @@
 typedef struct {
     PyObject_HEAD
     struct engine *engine;
-    int running;
+    int started, running;
 } EngineObject;
 
 /* One peer as native_engine.py packs it: "=BBBxHxxI16s4s16s". */
@@ -97,13 +97,28 @@ static void engine_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
+/* start(): (threads, errno of a refusal) */
+static PyObject *engine_method_start(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    if (self->engine == NULL || self->started || engine_table(self->engine) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "an engine runs once, with a table, before it is closed");
+        return NULL;
+    }
+    int refusal;
+    self->started = 1;
+    unsigned threads = engine_start(self->engine, &refusal);
+    return Py_BuildValue("(Ii)", threads, refusal);
+}
+
 static PyObject *engine_method_run(PyObject *object, PyObject *unused)
 {
     (void)unused;
     EngineObject *self = (EngineObject *)object;
     int ended, error;
-    if (self->engine == NULL || self->running || engine_table(self->engine) == NULL) {
-        PyErr_SetString(PyExc_ValueError, "an engine runs once, with a table, before it is closed");
+    if (self->engine == NULL || !self->started || self->running) {
+        PyErr_SetString(PyExc_ValueError, "an engine runs once, after it was started");
         return NULL;
     }
     self->running = 1;
@@ -305,6 +320,7 @@ failed:
 }
 
 static PyMethodDef engine_methods[] = {
+    {"start", engine_method_start, METH_NOARGS, "Make threads; return their number with run's, and why there are no more."},
     {"run", engine_method_run, METH_NOARGS, "Carry packets; return how that ended, and an errno."},
     {"stop", engine_method_stop, METH_NOARGS, "Make run return."},
     {"close", engine_method_close, METH_NOARGS, "Free everything. Idempotent."},
