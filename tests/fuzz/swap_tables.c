@@ -22,7 +22,8 @@ static _Atomic bool over;
 
 static void *carry(void *unused)
 {
-    int error;
+    int refusal, error;
+    CHECK(engine_start(engine, &refusal) == QUEUES);
     CHECK(engine_run(engine, &error) == ENDED_STOPPED);
     return unused;
 }

@@ -43,3 +43,9 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
 def test_the_table_is_swapped_without_a_race(tmp_path: Path, sanitizer: str) -> None:
     build(tmp_path / "swap", "swap_tables.c", ENGINE, f"-fsanitize={sanitizer}")
     run(tmp_path / "swap", 1500)
+
+
+def test_a_device_that_takes_nothing_with_its_header_is_told_from_one_that_is_down(tmp_path: Path) -> None:
+    options = ("-fsanitize=address,undefined", "-Wl,--wrap=ioctl,--wrap=writev")
+    build(tmp_path / "refuse", "refuse_header.c", ENGINE, *options)
+    run(tmp_path / "refuse")

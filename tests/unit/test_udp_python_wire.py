@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, ip_address
 
@@ -11,7 +12,6 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from overlaynet.backends.udp import python_engine
 from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.backends.udp.python_wire import Wire
@@ -103,7 +103,7 @@ def test_without_offloads_each_packet_is_sent_alone(monkeypatch: pytest.MonkeyPa
 
 def test_what_the_kernel_refuses_together_is_sent_singly_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(python_engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     rig.error = OSError(errno.EIO, os.strerror(errno.EIO))
     assert rig.carry([100, 100, 100]) == [3, 1, 1, 1]
     assert rig.offloads()["udp_segment"] == "failing: EIO (1 times)"
