@@ -24,12 +24,12 @@ EXAMPLES =
 examples: setup
 	@scripts/examples $(EXAMPLES)
 
-# Ten minutes under load, of which the tests do one: make soak SECONDS=3600
+# Ten minutes under load for each engine, of which the tests do one for both: make soak SECONDS=3600
 SECONDS = 600
 soak: setup
 	@SOAK_SECONDS=$(SECONDS) .venv/bin/python -m pytest -rP tests/soak
 
-# As long, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
+# Ten minutes, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
 fuzz: setup
 	@.venv/bin/python -m tests.fuzz.fuzzing $(SECONDS)
 
