@@ -69,6 +69,8 @@ class Lease:
     """Identity of the node; empty in leases that flannel wrote."""
     run: str = ""
     """Identity of the process that wrote the lease; a restart of the same node has another."""
+    renewal_margin: float | None = attrs.field(default=None, eq=False)
+    """Seconds before its end at which its node renews it; ``None`` if the record does not say, as flannel's do not."""
     reserved: bool = False
     """The subnets were found to be reserved (for whom, only the reservation says) when the record was written."""
     version: str = attrs.field(default="", eq=False)
@@ -88,6 +90,8 @@ class LeaseRequest:
     data: LeaseData = LeaseData()
     previous: Subnets | None = None
     """Subnets that the node held in an earlier life; preferred when they are free."""
+    renewal_margin: float | None = None
+    """Seconds before its end at which the node is going to renew the lease."""
 
 
 @attrs.frozen

@@ -68,13 +68,20 @@ class SubnetRange(Generic[N]):
 
 @attrs.frozen
 class Network:
-    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets."""
+    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets.
+
+    These are its parameters, out of the network document; a network of daemons to test with is an
+    :class:`overlaynet.testing.Network`.
+    """
 
     ipv4: SubnetRange[IPv4Network] | None = None
     ipv6: SubnetRange[IPv6Network] | None = None
     backend_type: str = "udp"
-    backend_options: Mapping[str, JSON] = attrs.field(factory=dict)
-    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them."""
+    backend_options: Mapping[str, JSON] = attrs.field(factory=dict, repr=False)
+    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them.
+
+    Some may be secret.
+    """
     lease_ttl: float = DEFAULT_LEASE_TTL
     """Seconds that a lease lives without being renewed."""
 

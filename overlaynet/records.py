@@ -3,9 +3,11 @@
 A lease is one record. Its key names the subnets (``subnets/10.5.52.0-24``, with an IPv6 subnet
 ``subnets/10.5.52.0-24&fd00:10:244:3::-64``), its value says where the node is reached::
 
-    {"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-a","Run":"5f0c"}}
+    {"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-a","Run":"5f0c","RenewalMargin":3600}}
 
 Member names, their order and which are left out are flannel's; ``Overlaynet`` is ours, and flannel ignores it.
+``RenewalMargin`` says how many seconds before its end the node renews the lease: only the node knows, and who is to tell
+a lease that is overdue from one that is not has to know.
 
 A reservation is a record of its own, ``overlaynet/reservations/10.5.52.0-24``, where flannel does not look: it would take
 anything else below ``subnets`` for a change to an empty list of peers. While nobody holds the reserved subnets, a
@@ -32,6 +34,8 @@ RESERVATION_PREFIX = "overlaynet/reservations/"
 
 _DEEPEST = 32
 """Levels of nesting in a value; far more than any backend needs, and far less than Python can bear."""
+_LONGEST = 10**9
+"""Seconds that a record may speak of: 32 years."""
 _NOBODY = IPv4Address("127.0.0.1")
 """The address of placeholders. A flannel node of the backend udp sends there what is meant for the subnet: to a port of
 its own host where nothing listens. (What it sends to 0.0.0.0 comes back to itself.)"""
@@ -98,7 +102,9 @@ def encode_lease(lease: Lease) -> bytes:
         content["BackendData"] = lease.data.ipv4
     if lease.data.ipv6 is not None:
         content["BackendV6Data"] = lease.data.ipv6
-    own: dict[str, JSON] = {"Node": lease.node, "Run": lease.run, "Reserved": lease.reserved}
+    # Rounded down: an overdue lease then is one indeed.
+    margin = 0 if lease.renewal_margin is None else int(lease.renewal_margin)
+    own: dict[str, JSON] = {"Node": lease.node, "Run": lease.run, "RenewalMargin": margin, "Reserved": lease.reserved}
     if any(own.values()):
         content["Overlaynet"] = {name: value for name, value in own.items() if value}
     return _encode(content)
@@ -123,6 +129,7 @@ def decode_lease(key: str, value: bytes) -> Lease:
         ),
         node=_text(own.get("Node"), "Overlaynet.Node"),
         run=_text(own.get("Run"), "Overlaynet.Run"),
+        renewal_margin=_seconds(own.get("RenewalMargin")),
         reserved=own.get("Reserved") is True,
     )
 
@@ -231,3 +238,8 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or len(value) > 1024 or not value.isprintable():
         raise RecordError(f"{name} is not a printable string of at most 1024 characters")
     return value
+
+
+def _seconds(value: Any) -> float | None:
+    """What a record says of a time; what is none is as good as nothing."""
+    return float(value) if type(value) is int and 0 < value < _LONGEST else None

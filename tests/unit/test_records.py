@@ -99,6 +99,28 @@ def test_our_own_members_come_last() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("margin", "written", "read"),
+    [
+        (3600.0, b'"RenewalMargin":3600', 3600),
+        (40 * 2 / 3, b'"RenewalMargin":26', 26),
+        (None, b"", None),
+        (0.6, b"", None),
+    ],
+)
+def test_when_it_will_be_renewed_is_said_in_whole_seconds(
+    margin: float | None, written: bytes, read: float | None
+) -> None:
+    value = encode_lease(Lease(Subnets(IPV4), ADDRESS, renewal_margin=margin))
+    assert value.partition(b'"Overlaynet":{')[2] == (written + b"}}" if written else b"")
+    assert decode_lease(KEY, value).renewal_margin == read
+
+
+@pytest.mark.parametrize("value", [b"0", b"-1", b"true", b'"60"', b"60.5", b"1" + b"0" * 400, b"[]"])
+def test_an_odd_time_of_renewal_is_as_good_as_none(value: bytes) -> None:
+    assert decode_lease(KEY, b'{"Overlaynet":{"RenewalMargin":' + value + b"}}").renewal_margin is None
+
+
 def test_names_are_matched_without_regard_to_case() -> None:
     value = b'{"publicip":"192.168.64.3","PUBLICIPV6":"2001:db8::3","backendtype":"vxlan","backendData":1,"BackendV6data":2}'
     assert decode_lease(KEY, value) == Lease(
