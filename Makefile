@@ -23,7 +23,7 @@ EXAMPLES =
 examples: setup
 	@scripts/examples $(EXAMPLES)
 
-# The long forms of what the tests do in short: ten minutes under load, fifty times as many runs of the lease protocol,
+# The long forms of what the tests do in short: ten minutes under load for each engine, fifty times as many runs of the lease protocol,
 # and at random, and whole fleets of nodes. make soak SECONDS=3600 RUNS=500 NODES=2000 ETCD_NODES=300
 SECONDS = 600
 RUNS = 50
@@ -43,7 +43,7 @@ soak: setup
 mutations: setup
 	@OVERLAYNET_MUTATIONS=all .venv/bin/python -m pytest -v tests/mutations
 
-# Ten minutes for each target, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
+# Ten minutes, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
 fuzz: setup
 	@.venv/bin/python -m tests.fuzz.fuzzing $(SECONDS)
 
