@@ -407,4 +407,12 @@ MUTATIONS = [
         "",
         "unit/test_udp_wire_losses.py::test_what_the_kernel_drops_is_counted_over_sockets_that_come_and_go",
     ),
+    mutation(
+        "the entries of other devices are told, too",
+        "What `vxlan` has in the kernel is deleted",
+        "netlink_events.py",
+        "return socket.if_indextoname(index) in devices()",
+        "return True",
+        "net/test_router.py::test_of_neighbours_only_permanent_ones_of_the_devices_are_told",
+    ),
 ]
