@@ -399,4 +399,20 @@ MUTATIONS = [
         "unit/test_delivery.py::test_what_is_not_one_whole_packet_is_malformed",
         "unit/test_udp_packets.py::test_no_bytes_but_one_whole_packet_are_accepted",
     ),
+    mutation(
+        "what the kernel drops is seen by nobody",
+        "A flood of datagrams",
+        "backends/udp/wire.py",
+        "            self._total += (dropped - self._seen.get(wire, 0)) % 2**32\n",
+        "",
+        "unit/test_udp_wire_losses.py::test_what_the_kernel_drops_is_counted_over_sockets_that_come_and_go",
+    ),
+    mutation(
+        "the entries of other devices are told, too",
+        "What `vxlan` has in the kernel is deleted",
+        "netlink_events.py",
+        "return socket.if_indextoname(index) in devices()",
+        "return True",
+        "net/test_router.py::test_of_neighbours_only_permanent_ones_of_the_devices_are_told",
+    ),
 ]

@@ -17,7 +17,7 @@ import pytest
 from overlaynet.errors import RouterError
 from overlaynet.model import IPNetwork, Route
 from overlaynet.netlink import Netlink, NetlinkError
-from overlaynet.netlink_events import ChangeSignal
+from overlaynet.netlink_events import ChangeSignal, Group, permanent_entry_of
 from overlaynet.routers.netlink import NetlinkRouter, NetlinkRouterOptions
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.routers import AddForeign, CountWrites, Installed, MakeRouter, RouterConformance
@@ -462,6 +462,31 @@ async def test_a_change_is_not_lost_by_cancelling(namespace: NetworkNamespace, r
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await within(router.changed())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["neighbour del 10.244.2.0 dev overlay0", "neighbour add 10.244.3.0 dev overlay0 lladdr 02::3 nud permanent"],
+)
+async def test_of_neighbours_only_permanent_ones_of_the_devices_are_told(
+    namespace: NetworkNamespace, change: str
+) -> None:
+    namespace.ip("neighbour add 10.244.2.0 dev overlay0 lladdr 02:00:00:00:00:02 nud permanent")
+    signal = ChangeSignal([Group.NEIGHBOURS], permanent_entry_of(lambda: ["overlay0"]))
+    try:
+        namespace.ip(
+            "neighbour add 10.244.9.1 dev overlay0 lladdr 02:00:00:00:00:91 nud reachable",  # as ARP does
+            "neighbour replace 10.244.9.1 dev overlay0 lladdr 02:00:00:00:00:92 nud stale",
+            "neighbour add 172.16.130.99 dev eth0 lladdr 02:00:00:00:00:99 nud permanent",  # another's
+            "neighbour del 172.16.130.99 dev eth0",
+        )
+        waiting = asyncio.create_task(signal.wait())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        namespace.ip(change.replace("02::3", "02:00:00:00:00:03"))
+        await within(waiting)
+    finally:
+        signal.close()
 
 
 async def test_a_flood_of_changes_is_one_change(namespace: NetworkNamespace, router: NetlinkRouter) -> None:

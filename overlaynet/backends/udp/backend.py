@@ -16,7 +16,7 @@ from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, 
 from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, HeaderRefused, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
-from overlaynet.backends.udp.wire import open_sockets
+from overlaynet.backends.udp.wire import Losses, open_sockets
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError, DeviceGone
@@ -78,6 +78,7 @@ class UdpBackend(Backend):
         self._engine: EngineThread | None = None
         self._earlier: Counters | None = None
         """The counts of all engines before this one."""
+        self._losses = Losses()
         self._signal: ChangeSignal | None = None
         self._device_ended = asyncio.Event()
         self._device_lost = False
@@ -174,6 +175,7 @@ class UdpBackend(Backend):
         """Log what becomes of the offloads until the engine has ended by a defect, or :meth:`aclose`."""
         offloads = OffloadLog()
         while not self._ended.is_set():
+            self._count_losses()
             if self._engine is not None:
                 offloads.look(self._engine.engine.counters().offloads)
             with contextlib.suppress(TimeoutError):
@@ -197,7 +199,9 @@ class UdpBackend(Backend):
     def status(self) -> Mapping[str, JSON]:
         """Engine, threads, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent.
 
-        ``threads_refused`` counts the threads that were asked for and that the kernel did not give, or gave no queue or socket.
+        Among the drops is ``receive_congested``, what the kernel has dropped at the sockets: it came faster than the engine
+        could take it, or damaged. ``threads_refused`` counts the threads that were asked for and that the kernel did not give,
+        or gave no queue or socket.
         """
         engine, counters = self._engine, self._counters()
         threads = engine.engine.threads if engine is not None else _fewest(self._wires)
@@ -217,6 +221,7 @@ class UdpBackend(Backend):
             count = counters.peers.get(peer.subnets, NOTHING)
             peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(count)}
         drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
+        drops["receive_congested"] = self._count_losses()
         return status | {
             "peers": peers,
             "drops": drops,
@@ -293,6 +298,7 @@ class UdpBackend(Backend):
             await self._engine.stop()
             self._earlier = self._counters()
             self._engine = None
+        self._count_losses()
         while self._old_wires:
             self._old_wires.pop().close()
 
@@ -325,10 +331,15 @@ class UdpBackend(Backend):
             self._signal.close()
         if self._device is not None:
             self._device.close()
+        self._count_losses()
         _close_all(self._wires)
         for wire in self._old_wires:
             wire.close()
         self._ended.set()
+
+    def _count_losses(self) -> int:
+        wires = [*self._old_wires, *(wire for wires in self._wires.values() for wire in wires)]
+        return self._losses.look(wire for wire in wires if wire.fileno() != -1)
 
     def _counters(self) -> Counters | None:
         if self._engine is None:

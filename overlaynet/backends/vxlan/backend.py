@@ -18,6 +18,7 @@ from overlaynet.identity import default_identity
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
 from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
+from overlaynet.netlink_events import ChangeSignal, Group, permanent_entry_of
 from overlaynet.network import Network
 from overlaynet.options import between, option
 
@@ -95,6 +96,7 @@ class VxlanBackend(Backend):
         self._claim: Claim | None = None
         self._devices: tuple[VxlanDevice, ...] = ()
         self._writer = NetlinkWriter()
+        self._signal: ChangeSignal | None = None
         self._parameters = Parameters()
         self._written = _Written()
         self._plan = Plan()
@@ -118,11 +120,15 @@ class VxlanBackend(Backend):
         self._network = network
         self._claim, self._devices, self._interface = claim, devices, underlay.interface
         try:
+            self._signal = ChangeSignal(
+                [Group.NEIGHBOURS], permanent_entry_of(lambda: [device.name for device in self._devices])
+            )
             await self._write(take)
-        except BackendError:
+        except (BackendError, NetlinkError) as error:
             self._claim = None
             claim.close()
-            raise
+            self._close_signal()
+            raise BackendError(str(error)) from error
         published = {device.version: publish(self.options.identifier, device.hardware_address) for device in devices}
         return LeaseData("vxlan", published.get(4), published.get(6))
 
@@ -177,6 +183,16 @@ class VxlanBackend(Backend):
                 log.warning("peer not reachable", extra=fields(subnet=subnet, reason=reason))
         written.check()
 
+    async def changed(self) -> None:
+        """Return when a neighbour or forwarding entry that somebody has set, or removed, may be one of a peer's.
+
+        Also after those that :meth:`set_peers` itself has written; it finds nothing to write then. What becomes of the devices
+        and routes, the router tells.
+        """
+        if self._signal is None:
+            raise BackendError("the vxlan backend was not opened; this is a defect of its caller")
+        await self._signal.wait()
+
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link.
 
@@ -225,6 +241,7 @@ class VxlanBackend(Backend):
     async def aclose(self) -> None:
         """Remove the devices; if it is cancelled, they are removed all the same, a moment later."""
         claim, devices = self._claim, self._devices
+        self._close_signal()
         if claim is None:
             return
 
@@ -245,6 +262,10 @@ class VxlanBackend(Backend):
             claim.close()
             log.warning("devices left behind", extra=fields(reason=error))
         self._claim = None
+
+    def _close_signal(self) -> None:
+        if self._signal is not None:
+            self._signal.close()
 
     def _device(self) -> Device:
         return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
