@@ -67,6 +67,32 @@ class Claim:
         self._socket.close()
 
 
+async def claim_name(name: str) -> Claim:
+    """Take the name of an overlay that has no device of its own: what :attr:`.Device.instance` says.
+
+    :raises BackendError: if another overlay has it, or a network interface: routes through that would pass for the overlay's.
+    """
+    claim = Claim(name)
+    try:
+        await check_no_device(name)
+    except BaseException:
+        claim.close()
+        raise
+    return claim
+
+
+async def check_no_device(name: str) -> None:
+    """For the name of an overlay that has no device of its own.
+
+    :raises BackendError: if a network interface has it: routes through that, whosever they are, would pass for the overlay's.
+    """
+    if await ask(lambda kernel: kernel.link(name)) is not None:
+        raise BackendError(
+            f"there is a network interface {name}, whose routes could not be told from this overlay's; "
+            f"choose another Name in the network document's Backend"
+        )
+
+
 def is_claimed(name: str) -> bool:
     """True if a process in this network namespace has a :class:`Claim` to the name now."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:

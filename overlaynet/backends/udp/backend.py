@@ -12,13 +12,13 @@ from typing import ClassVar
 import attrs
 
 from overlaynet.backends.udp.choice import EngineChoice, choose
-from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, largest_mtu, peer_address
 from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, HeaderRefused, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
 from overlaynet.backends.udp.wire import Losses, open_sockets
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
+from overlaynet.encapsulation import LARGEST_PACKET, fitting_mtu, largest_mtu, peer_address
 from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -30,6 +30,8 @@ from overlaynet.tun_device import TunDevice
 
 log = logging.getLogger(__name__)
 
+OVERHEAD = {4: 28, 6: 48}
+"""Bytes that the tunnel adds to each packet, by IP version of the underlay: an IP header without options, a UDP header."""
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at the engine's offloads."""
 
@@ -44,7 +46,7 @@ class UdpOptions:
         None,
         "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU",
         name="MTU",
-        check=between(576, LARGEST_PAYLOAD),
+        check=between(576, LARGEST_PACKET - OVERHEAD[4]),
     )
 
 
@@ -94,7 +96,7 @@ class UdpBackend(Backend):
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Bind the sockets and create the device, which stays down. Like flannel's udp, nothing is published."""
         choice = choose(*self._settings)
-        mtu = fitting_mtu(self.options.mtu, network, underlay)
+        mtu = fitting_mtu(network, underlay, _overhead(underlay), self.options.mtu)
         addresses = _addresses(underlay)
         with contextlib.ExitStack() as undo:
             wires = open_sockets(addresses, self.options.port, choice.threads)
@@ -140,7 +142,7 @@ class UdpBackend(Backend):
         if self._network is None:
             raise BackendError("the udp backend was not opened; this is a defect of its caller")
         addresses = _addresses(underlay)
-        most = largest_mtu(self._network, underlay)
+        most = largest_mtu(self._network, underlay, _overhead(underlay))
         mtu = most if self.options.mtu is None else self.options.mtu
         new = open_sockets(
             (address for address in addresses if address not in self._wires), self.options.port, _fewest(self._wires)
@@ -387,6 +389,11 @@ def _close_all(wires: Mapping[IPAddress, Sequence[socket.socket]]) -> None:
     for each in wires.values():
         for wire in each:
             wire.close()
+
+
+def _overhead(underlay: Underlay) -> int:
+    """Of the outer headers that may be needed, the longer ones."""
+    return OVERHEAD[6 if underlay.ipv6 is not None else 4]
 
 
 def _addresses(underlay: Underlay) -> list[IPAddress]:

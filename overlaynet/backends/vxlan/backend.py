@@ -13,6 +13,7 @@ from overlaynet.backends.vxlan.device import VxlanDevice
 from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, make_plan, publish
 from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name, find_on_link
 from overlaynet.drivers import Backend
+from overlaynet.encapsulation import SMALLEST_MTU
 from overlaynet.errors import BackendError
 from overlaynet.identity import default_identity
 from overlaynet.logs import fields
@@ -29,9 +30,6 @@ HEADERS = {4: 50, 6: 70}
 """Bytes that a tunnel adds to each packet, by the version of its outer IP header: Ethernet, VXLAN, UDP, IP."""
 KERNEL_PORT = 8472
 """The port that Linux, and so flannel, uses by default; IANA has assigned 4789."""
-
-_SMALLEST_MTU = {4: 68, 6: 1280}
-"""Bytes; what each IP version asks of a link at least (RFC 791, RFC 8200)."""
 
 
 def _check_name(name: str) -> str | None:
@@ -312,7 +310,7 @@ class VxlanBackend(Backend):
                 f"{underlay.mtu}; lower the one or raise the other (it is the underlay's MTU, not that of the containers)"
             )
         outer = underlay.mtu if wanted is None else wanted
-        least = _SMALLEST_MTU[version] + HEADERS[version]
+        least = SMALLEST_MTU[version] + HEADERS[version]
         if outer < least:
             where = "MTU in the network document's Backend" if wanted is not None else f"MTU of {underlay.interface}"
             raise BackendError(

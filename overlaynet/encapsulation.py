@@ -1,6 +1,7 @@
-"""Around a packet: which outer header reaches a peer, and how much room the outer headers leave.
+"""Around a packet: at which address a peer is reached, and how much room the headers leave that a tunnel adds.
 
-The IP versions of the overlay and of the underlay have nothing to do with each other: either carries both.
+For backends whose outer headers can be of either IP version: the versions of the overlay and of the underlay have nothing
+to do with each other then, and either carries both.
 """
 
 from __future__ import annotations
@@ -11,13 +12,10 @@ from overlaynet.errors import BackendError
 from overlaynet.model import IPAddress, Peer, Underlay
 from overlaynet.network import Network
 
-OVERHEAD = {4: 28, 6: 48}
-"""Bytes that the tunnel adds to each packet, by IP version of the underlay: an IP header without options, a UDP header."""
-LARGEST_PAYLOAD = 65507
-"""Bytes in the payload of the largest UDP datagram over IPv4; a little less than over IPv6."""
-
-_SMALLEST_MTU = {4: 68, 6: 1280}
-"""The least that IP asks of a link (RFC 791, RFC 8200), by IP version of the overlay."""
+LARGEST_PACKET = 65535
+"""Bytes in the largest IP packet; there are interfaces that would take larger ones."""
+SMALLEST_MTU = {4: 68, 6: 1280}
+"""The least that IP asks of a link, in bytes (RFC 791, RFC 8200), by IP version."""
 
 
 def peer_address(peer: Peer, versions: Collection[int]) -> IPAddress | None:
@@ -26,7 +24,7 @@ def peer_address(peer: Peer, versions: Collection[int]) -> IPAddress | None:
     Both ends come to the same version, as each publishes the addresses that it has. IPv4 comes first because it leaves
     more room, and because a peer that runs flannel has no other.
 
-    :param versions: the IP versions of this node's sockets.
+    :param versions: the IP versions that this node can send to.
     :return: ``None`` if the peer and this node have no version in common.
     """
     for address in (peer.public_ipv4, peer.public_ipv6):
@@ -35,47 +33,44 @@ def peer_address(peer: Peer, versions: Collection[int]) -> IPAddress | None:
     return None
 
 
-def largest_mtu(network: Network, underlay: Underlay) -> int:
-    """Bytes in the largest packet that fits into each outer header that may be needed.
+def largest_mtu(network: Network, underlay: Underlay, overhead: int = 0) -> int:
+    """Bytes in the largest packet of the overlay that fits into one of the underlay's.
 
+    :param overhead: bytes that the backend adds to each packet.
     :raises BackendError: if that is less than the overlay's IP versions need.
     """
-    overhead = _overhead(underlay)
-    most = min(underlay.mtu - overhead, LARGEST_PAYLOAD)
+    most = min(underlay.mtu, LARGEST_PACKET) - overhead
     least = _least(network)
-    carried = " that carries IPv6" if least == _SMALLEST_MTU[6] else ""
+    carried = " that carries IPv6" if least == SMALLEST_MTU[6] else ""
     if most < least:
         raise BackendError(
-            f"the interface {underlay.interface} has an MTU of {underlay.mtu}, too small for a tunnel{carried}; raise it "
+            f"the interface {underlay.interface} has an MTU of {underlay.mtu}, too small for an overlay{carried}; raise it "
             f"to {least + overhead} or more, or choose another interface with --iface"
         )
     return most
 
 
-def fitting_mtu(wanted: int | None, network: Network, underlay: Underlay) -> int:
-    """Bytes in the largest packet that the device takes: what the network document asks for, or :func:`largest_mtu`.
+def fitting_mtu(network: Network, underlay: Underlay, overhead: int = 0, wanted: int | None = None) -> int:
+    """Bytes in the largest packet that containers can send: what the network document asks for, or :func:`largest_mtu`.
 
+    :param overhead: bytes that the backend adds to each packet.
     :param wanted: what the network document asks for, if anything.
     :raises BackendError: if that, or what the overlay's IP versions need, does not fit.
     """
-    most, least = largest_mtu(network, underlay), _least(network)
+    most, least = largest_mtu(network, underlay, overhead), _least(network)
     if wanted is not None and wanted < least:
         raise BackendError(
             f"the network document's Backend asks for MTU {wanted}, but IPv6 needs {least} or more (RFC 8200); "
             f"raise it, or set EnableIPv6 to false"
         )
     if wanted is not None and wanted > most:
+        headers = f" ({overhead} bytes are for the tunnel's headers)" if overhead else ""
         raise BackendError(
             f"the network document's Backend asks for MTU {wanted}, but at most {most} fits into the MTU "
-            f"{underlay.mtu} of {underlay.interface} ({_overhead(underlay)} bytes are for the tunnel's headers); lower "
-            f"the one or raise the other"
+            f"{underlay.mtu} of {underlay.interface}{headers}; lower the one or raise the other"
         )
     return most if wanted is None else wanted
 
 
-def _overhead(underlay: Underlay) -> int:
-    return OVERHEAD[6 if underlay.ipv6 is not None else 4]
-
-
 def _least(network: Network) -> int:
-    return max(_SMALLEST_MTU[overlay.version] for overlay in network)
+    return max((SMALLEST_MTU[overlay.version] for overlay in network), default=SMALLEST_MTU[4])
