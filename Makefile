@@ -1,8 +1,9 @@
 # overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures,
-# `make soak` looks for leaks, `make examples` tries the packages in plugins-example/ as their users would.
+# `make soak` looks for leaks, `make fuzz` for inputs that break the native engine, `make examples` tries the packages in
+# plugins-example/ as their users would.
 # Each sets up what it needs.
 
-.PHONY: demo test examples soak check bench setup clean
+.PHONY: demo test examples soak fuzz check bench setup clean
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
@@ -27,6 +28,10 @@ examples: setup
 SECONDS = 600
 soak: setup
 	@SOAK_SECONDS=$(SECONDS) .venv/bin/python -m pytest -rP tests/soak
+
+# As long, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
+fuzz: setup
+	@.venv/bin/python -m tests.fuzz.fuzzing $(SECONDS)
 
 check: setup
 	.venv/bin/ruff check

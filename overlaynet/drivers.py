@@ -133,7 +133,8 @@ class Store(Driver):
         """Write the lease (which this node holds) with its whole lifetime again; also publishes changed addresses or data.
 
         ``lease`` is what :meth:`acquire` or the last :meth:`renew` returned, evolved at will except for
-        ``subnets`` and ``version``. If the record has vanished, it is created again.
+        ``subnets`` and ``version``. If the record has vanished, it is created again; if it cannot be read any more, it is
+        written over, as long as it cannot be another node's: until the end of what was promised last.
 
         :raises LeaseLost: if another node has written the record, or holds an overlapping subnet, or has it reserved.
         :raises IdentityTaken: if another process with the identity of this node has written the record.

@@ -48,7 +48,10 @@ class Subnets:
 
 @attrs.frozen
 class LeaseData:
-    """What a backend publishes with its node's lease, for the same backend on the other nodes."""
+    """What a backend publishes with its node's lease, for the same backend on the other nodes.
+
+    A lease that takes more than 64 KiB in the store with it is not written.
+    """
 
     backend_type: str = ""
     """flannel's ``BackendType``; empty if it is not stated, as flannel's udp does."""
@@ -74,6 +77,8 @@ class Lease:
     """Identity of the node; empty in leases that flannel wrote."""
     run: str = ""
     """Identity of the process that wrote the lease; a restart of the same node has another."""
+    renewal_margin: float | None = attrs.field(default=None, eq=False)
+    """Seconds before its end at which its node renews it; ``None`` if the record does not say, as flannel's do not."""
     reserved: bool = False
     """The subnets were found to be reserved (for whom, only the reservation says) when the record was written."""
     version: str = attrs.field(default="", eq=False)
@@ -98,6 +103,8 @@ class LeaseRequest:
     """What the node's backend publishes."""
     previous: Subnets | None = None
     """Subnets that the node held in an earlier life; preferred when they are free."""
+    renewal_margin: float | None = None
+    """Seconds before its end at which the node is going to renew the lease."""
 
 
 @attrs.frozen

@@ -72,7 +72,11 @@ class SubnetRange(Generic[N]):
 
 @attrs.frozen
 class Network:
-    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets."""
+    """The overlay: which addresses it spans, how they are cut into subnets, and which backend carries its packets.
+
+    These are its parameters, out of the network document; a network of daemons to test with is an
+    :class:`overlaynet.testing.Network`.
+    """
 
     ipv4: SubnetRange[IPv4Network] | None = None
     """The overlay's IPv4 subnets, if it has IPv4."""

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from overlaynet.testing.namespaces import NetworkNamespace
     from overlaynet.testing.network import Network, Node
     from overlaynet.testing.observers import ObserverConformance
+    from overlaynet.testing.pretended import PretendedHosts
     from overlaynet.testing.routers import RouterConformance
     from overlaynet.testing.stores import StoreConformance
     from overlaynet.testing.tables import TableConformance
-    from overlaynet.testing.tuns import PretendedHosts, TunBackendConformance
+    from overlaynet.testing.tuns import TunBackendConformance
 
 __all__ = [
     "VIRTUAL_CLOCK",
@@ -56,7 +57,7 @@ _HOMES = {
     "Network": "network",
     "NetworkNamespace": "namespaces",
     "Node": "network",
-    "PretendedHosts": "tuns",
+    "PretendedHosts": "pretended",
     "RouterConformance": "routers",
     "StoreConformance": "stores",
     "ObserverConformance": "observers",

@@ -160,13 +160,14 @@ class Host:
         subnet_file.write(self.subnet_file, text)
 
     def start_overlaynet(
-        self, store: Sequence[str | Path], extra: Sequence[str | Path] = (), *, wait: bool = True
+        self, store: Sequence[str | Path], extra: Sequence[str | Path] = (), *, wait: bool = True, named: bool = True
     ) -> DaemonProcess:
         """Start ``overlaynet run`` on this host.
 
         :param store: the arguments that choose the store, such as :attr:`Lab.file_store`.
         :param extra: more arguments; of a setting that is given twice, the later one counts.
         :param wait: return only when it is ready.
+        :param named: give it this host's label as its identity; else it makes one for itself.
         :raises OverlaynetError: if a daemon of this host runs already, or with ``wait``, if it does not get ready.
         """
         if self.daemon is not None and self.daemon.running:
@@ -175,8 +176,10 @@ class Host:
         log_file = self.directory / f"overlaynet-{self._starts}.log"
         # -P: what lies in the working directory must not pass for the package.
         command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "run", "--backend", "udp", *store]
-        command += [*self.lab.network_arguments(store), "--iface", "eth0", "--node", self.label]
+        command += [*self.lab.network_arguments(store), "--iface", "eth0"]
+        command += ["--node", self.label] if named else []
         command += ["--subnet-file", self.subnet_file, "--status-socket", self.status_socket]
+        command += ["--state-directory", self.directory / "state"]
         command += ["--log-format", "json", *extra]
         # Nor must the settings of whoever runs the lab.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAYNET_")}

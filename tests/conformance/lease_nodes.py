@@ -89,7 +89,9 @@ class Node:
         lease = None if self._keeper is None else self._keeper.lease
         self._end()
         if release and lease is not None:
-            self._begin(lease_keeping.release(self._store, lease))
+            held = self._world.loop.create_future()
+            held.set_result(lease)
+            self._begin(lease_keeping.release(self._store, held))
 
     def _begin(self, life: Awaitable[None]) -> None:
         async def until_the_end() -> None:
@@ -112,13 +114,14 @@ class Node:
 
     async def _live(self, network: Network, request: LeaseRequest) -> None:
         health = Health(self._plugins)
-        lease, deadline = await joining.acquire(self._store, network, request, health)
+        promised = await joining.acquire(self._store, network, request, health)
+        lease = promised.lease
         self.subnet_file = lease.subnets
         self._keeper = keeper = LeaseKeeper(
             self._store,
             network,
             lease,
-            deadline=deadline,
+            deadline=promised.until,
             margin=renewal_margin(network.lease_ttl, 60),
             health=health,
             plugins=self._plugins,
