@@ -22,7 +22,7 @@ import attrs
 import pytest
 
 from overlaynet.cli import main
-from overlaynet.errors import LeaseLost
+from overlaynet.errors import LeaseLost, RecordError
 from overlaynet.model import Lease, LeaseData, LeaseRequest, Reservation, Snapshot, Subnets
 from overlaynet.network import Network, parse
 from overlaynet.reconcile import desired_peers
@@ -501,7 +501,7 @@ async def test_a_lease_of_ipv6_alone_is_no_poison(store: EtcdStore, flannel: Fla
 
 
 async def test_what_a_store_refuses_to_write_is_not_there(store: EtcdStore, flannel: Flannel) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(RecordError, match="not JSON compliant"):
         await store.acquire(NETWORK, attrs.evolve(request("a", "192.168.64.9"), data=LeaseData("x", float("nan"))))
     assert flannel.leases() == {}
 
