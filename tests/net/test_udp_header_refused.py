@@ -20,7 +20,8 @@ def test_the_device_is_made_again_without_the_header(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    run, ended = NativeEngine.run, []
+    run = NativeEngine.run
+    ended: list[NativeEngine] = []
 
     def refused_once(engine: NativeEngine) -> None:
         if not ended:
@@ -29,7 +30,7 @@ def test_the_device_is_made_again_without_the_header(
         run(engine)
 
     monkeypatch.setattr(NativeEngine, "run", refused_once)
-    headers = []
+    headers: list[bool] = []
 
     async def live(host: NetworkNamespace) -> None:
         def header() -> bool:
