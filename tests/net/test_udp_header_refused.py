@@ -30,7 +30,7 @@ def test_the_device_is_made_again_without_the_header(
         run(engine)
 
     monkeypatch.setattr(NativeEngine, "run", refused_once)
-    headers = []
+    headers: list[bool] = []
 
     async def live(host: NetworkNamespace) -> None:
         def header() -> bool:
@@ -51,7 +51,7 @@ def test_the_device_is_made_again_without_the_header(
             headers.append(header())
             offloads = backend.status()["offloads"]
             assert isinstance(offloads, dict)
-            assert offloads["tun_tcp"] == offloads["tun_udp"] == "off: EOPNOTSUPP"
+            assert offloads["tun_tcp"] == offloads["tun_udp"] == "off: ENOTSUP"
         finally:
             await backend.aclose()
 
