@@ -66,6 +66,7 @@ class Driver(abc.ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        """As given; an instance of :attr:`Options`."""
 
     async def aclose(self) -> None:  # noqa: B027 - nothing to free is a fair default
         """Free everything that the driver holds; idempotent, and safe to call at any point of its life.
@@ -89,6 +90,7 @@ class Observer:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        """As given; an instance of :attr:`Options`."""
 
 
 class Store(Driver):

@@ -76,9 +76,13 @@ class Container:
 
     def __init__(self, host: Host, label: str, number: int) -> None:
         self.host = host
+        """The host that it is on."""
         self.label = label
+        """Its name in messages, such as ``container-a``."""
         self.number = number
+        """The last digits of its addresses."""
         self.namespace = NetworkNamespace(f"{host.lab.name}-{label}")
+        """Where its processes run."""
         self.address: IPv4Interface | None = None
         """``None`` until it is plugged in; then the address number ``number`` of the host's subnet, if that has one."""
         self.address6: IPv6Interface | None = None
@@ -102,24 +106,32 @@ class Host:
     def __init__(self, lab: Lab, number: int) -> None:
         letter = _letters(number)
         self.lab = lab
+        """The lab that it is in."""
         self.number = number
+        """From 1."""
         self.label = f"host-{letter}"
+        """Its name in messages, such as ``host-a``."""
         last = _HOST_NUMBERS[number - 1] if number <= 2 else _HOST_NUMBERS[1] + number - 2
         self.address = IPv4Interface((UNDERLAY.network_address + last, UNDERLAY.prefixlen))
         """What ``eth0`` has if the underlay has IPv4."""
         self.address6 = IPv6Interface((_same_digits(UNDERLAY6, last), UNDERLAY6.prefixlen))
         """What ``eth0`` has if the underlay has IPv6."""
         self.directory = lab.directory / self.label
+        """Its own, for files; gone with the lab."""
         self.directory.mkdir()
         self.subnet_file = self.directory / "subnet.env"
+        """What its daemon writes for container runtimes."""
         self.status_socket = self.directory / "status.sock"
+        """Where its daemon is asked for its status."""
         self.daemon: DaemonProcess | None = None
         """The daemon that was started last."""
         self._starts = 0
         self._connected_as: tuple[str | None, ...] | None = None
         self.namespace = NetworkNamespace(f"{lab.name}-{self.label}")
+        """Where its processes run."""
         container = _CONTAINER_NUMBERS[number - 1] if number <= 2 else _OTHER_CONTAINERS_NUMBER
         self.containers = [Container(self, f"container-{letter}", container)]
+        """Those on it; one, unless more are added."""
         self.plug_in()
 
     def plug_in(self) -> None:
@@ -270,10 +282,12 @@ class Lab:
         if overlay6 is not None:
             document |= {"EnableIPv6": True, "IPv6Network": str(overlay6)}
         self.overlay = network.parse(json.dumps(document))
+        """The network that its hosts are to form."""
         self.underlay = underlay
         self.mtu = mtu
         self.default_route = default_route
         self.hosts: list[Host] = []
+        """In the order of their numbers; empty unless it is open."""
         self._label = label
         self._count = hosts
         self._seed = seed

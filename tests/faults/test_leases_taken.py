@@ -156,7 +156,8 @@ def test_a_live_nodes_record_that_was_damaged_is_made_good_by_its_node(lab: Lab,
     pid, subnet = host.daemon.pid, subnet_of(host)
     path = Path(str(lab.file_store[-1]), "subnets", subnet.replace("/", "-"))
     good = path.read_bytes()
-    content = {"truncated": good[: len(good) // 2], "emptied": b"", "edited": good.replace(b"PublicIP", b"Publ,icIP")}
+    content = {"truncated": good[: len(good) // 2], "emptied": b"", "edited": good.replace(b'PublicIP\\"', b"PublicIP")}
+    assert content[damage] != good
     path.write_bytes(content[damage])
     host.daemon.wait_for("damaged record of the lease is written over")
     wait_until(lambda: other.status()["skipped_records"] == [] == host.status()["skipped_records"], 20, "good records")

@@ -34,7 +34,9 @@ def test_every_mutation_still_fits_the_sources() -> None:
 
 
 def test_every_mutation_breaks_something_that_is_promised() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \| `tests/", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \| [^|]+ \| `tests/", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE
+    )
     assert len(rows) > 50
     for mutation in ALL:
         assert mutation.breaks in (*LAWS, *rows), f"{mutation}: neither a law nor a row of docs/faults.md"
