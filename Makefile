@@ -30,7 +30,7 @@ RUNS = 50
 NODES = 1000
 ETCD_NODES = 200
 soak: setup
-	@echo "1 of 4: load, for $(SECONDS) seconds"
+	@echo "1 of 4: load, for $(SECONDS) seconds with each engine"
 	@SOAK_SECONDS=$(SECONDS) .venv/bin/python -m pytest -rP tests/soak
 	@echo "2 of 4: the lease protocol, $(RUNS) times as many runs as in the tests"
 	@OVERLAYNET_MODEL_EXAMPLES_FACTOR=$(RUNS) .venv/bin/python -m pytest -v tests/conformance/test_lease_machine.py
@@ -43,7 +43,7 @@ soak: setup
 mutations: setup
 	@OVERLAYNET_MUTATIONS=all .venv/bin/python -m pytest -v tests/mutations
 
-# Ten minutes, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
+# Ten minutes for each target, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
 fuzz: setup
 	@.venv/bin/python -m tests.fuzz.fuzzing $(SECONDS)
 

@@ -85,13 +85,13 @@ def _run(program: Path, *arguments: object) -> str:
 
 
 def main(seconds: int) -> None:
-    """Fuzz each target for its part of ``seconds``, and keep what it found out."""
+    """Fuzz each target for so long, and keep what it found out."""
     with tempfile.TemporaryDirectory(prefix="overlaynet-fuzz-") as directory:
         for target in TARGETS:
             program, corpus = Path(directory, target), Path(directory, f"{target}-corpus")
             build(target, program)
             shutil.copytree(HERE / "corpus" / target, corpus)
-            run = fuzz(program, corpus, seconds // len(TARGETS))
+            run = fuzz(program, corpus, seconds)
             kept = HERE / "corpus" / target
             merge(program, corpus, kept)
             print(  # noqa: T201
