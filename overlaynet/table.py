@@ -18,7 +18,9 @@ class Record:
     """One record, as read at one moment."""
 
     key: str
+    """Its name in the table."""
     value: bytes
+    """What was written."""
     version: str = attrs.field(eq=False)
     """Opaque; changes with every write of the record, and is never used again for the same key."""
     ttl: float | None = attrs.field(default=None, eq=False)
@@ -50,7 +52,11 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
-        """Write over exactly this version; ``None`` if the record has changed or gone, with nothing written."""
+        """Write over exactly this version; ``None`` if the record has changed or gone, with nothing written.
+
+        A table that cannot write now may give the record its new lifetime all the same if it has this value already; its
+        version is then what it was.
+        """
 
     @abc.abstractmethod
     async def delete(self, record: Record) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 import attrs
@@ -23,9 +23,13 @@ from overlaynet.model import (
     Lease,
     LeaseData,
     LeaseRequest,
+    Malformed,
     Peer,
+    Reservation,
+    Reserved,
     Route,
     Snapshot,
+    Subnets,
     Underlay,
 )
 from overlaynet.network import Network
@@ -75,7 +79,7 @@ class FakeBackend(Backend):
     async def start(self, lease: Lease) -> Device:
         assert self.underlay is not None, "started before it was opened"
         self.lease = lease
-        self.mtu = self.underlay.mtu - 28
+        self.mtu = _fitting_mtu(self.underlay)
         return Device(self.options.name, self.mtu)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -87,7 +91,7 @@ class FakeBackend(Backend):
 
     async def set_underlay(self, underlay: Underlay) -> Device:
         self.underlay = underlay
-        self.mtu = underlay.mtu - 28
+        self.mtu = _fitting_mtu(underlay)
         return Device(self.options.name, self.mtu)
 
     def encapsulate(self, destination: IPAddress, size: int) -> Peer:
@@ -146,6 +150,11 @@ class FakeBackend(Backend):
         self.closed = True
 
 
+def _fitting_mtu(underlay: Underlay) -> int:
+    """What the headers of UDP and of either IP version leave."""
+    return underlay.mtu - (28 if underlay.ipv6 is None else 48)
+
+
 class FakeDrivers:
     """A plugin that answers for every backend with a fake, and for every router with one that only records.
 
@@ -177,8 +186,11 @@ class FakeDrivers:
 
 
 def fake_underlay(address: str, interface: str = "eth0", mtu: int = 1500) -> Underlay:
-    """An underlay with one IPv4 address, which is also the public one."""
-    return Underlay(interface, mtu, ipv4=IPv4Address(address), public_ipv4=IPv4Address(address))
+    """An underlay with one address, of either IP version, which is also the public one."""
+    one = ip_address(address)
+    if isinstance(one, IPv4Address):
+        return Underlay(interface, mtu, ipv4=one, public_ipv4=one)
+    return Underlay(interface, mtu, ipv6=one, public_ipv6=one)
 
 
 class UnreliableStore(Store):
@@ -223,6 +235,18 @@ class UnreliableStore(Store):
 
     async def release(self, lease: Lease) -> None:
         await self._reached().release(lease)
+
+    async def remove(self, claim: Lease | Malformed) -> bool:
+        return await self._reached().remove(claim)
+
+    async def reserve(self, reservation: Reservation) -> None:
+        await self._reached().reserve(reservation)
+
+    async def unreserve(self, subnets: Subnets) -> None:
+        await self._reached().unreserve(subnets)
+
+    async def reservations(self) -> Reserved:
+        return await self._reached().reservations()
 
     async def leases(self) -> Snapshot:
         return await self._reached().leases()

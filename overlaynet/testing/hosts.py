@@ -140,6 +140,7 @@ class HostPair(FarHost):
         self._inside: _Inside | None = None
         with contextlib.ExitStack() as undo:
             self.near, self.far = Host(1), Host(100)
+            """The two hosts."""
             undo.callback(self.near.close)
             undo.callback(self.far.close)
             self.near.namespace.ip(f"link add eth0 type veth peer name eth0 netns {self.far.namespace.name}")

@@ -8,6 +8,9 @@
 
 The daemons are real; only what they would do to the kernel and the wire is pretended. Neither root nor a socket is
 needed. Run it on the virtual clock (:data:`overlaynet.testing.clock.VIRTUAL_CLOCK`), or a lease's day lasts one.
+
+With ``backend=`` the backend is real, too, and has real sockets on loopback addresses; only its TUN device is pretended. It
+runs on the real clock.
 """
 
 from __future__ import annotations
@@ -17,44 +20,44 @@ import heapq
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, ip_address
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import attrs
-
 from overlaynet import network as documents
 from overlaynet.daemon import Daemon
-from overlaynet.delivery import Dropped
-from overlaynet.drivers import Store
+from overlaynet.drivers import Backend, Store
 from overlaynet.hookspecs import hookimpl
 from overlaynet.model import IPAddress, Lease, Peer, Route, Underlay
 from overlaynet.plugins import Plugins
 from overlaynet.settings import Settings
 from overlaynet.stores.memory import MemoryStore, MemoryTable
-from overlaynet.testing.fakes import FakeBackend, FakeDrivers, UnreliableStore, fake_underlay
+from overlaynet.testing.fakes import FakeBackend
 from overlaynet.testing.flow import Kind, Packet, Step, draw
+from overlaynet.testing.links import EVER, FakeLinks, Life, Links
+from overlaynet.testing.real_links import RealLinks
+from overlaynet.testing.runs import Run
 
-_FIRST_ADDRESS = IPv4Address("172.16.0.1")
 _POLL = 0.1
-_EVER = float("inf")
 
 
 class Node:
     """One host: its daemon, and what that has made of it. It is started by its network."""
 
-    def __init__(self, network: Network, name: str, underlay: Underlay, directory: Path, settings: Settings) -> None:
+    def __init__(self, network: Network, name: str, underlay: Underlay, settings: Mapping[str, Any]) -> None:
+        self.network = network
+        """What it is part of."""
         self.name = name
+        """``a``, ``b`` and so on."""
         self.underlay = underlay
+        """How it is attached to the network of the hosts."""
         self.daemon: Daemon | None = None
         """The daemon that runs, or ran last."""
-        self._network = network
-        self._directory = directory
-        self._settings = settings
-        self._drivers = FakeDrivers()
-        self._store: UnreliableStore | None = None
+        self._settings = dict(settings)
+        self._runs: list[Run] = []
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -67,38 +70,46 @@ class Node:
 
     @property
     def failure(self) -> BaseException | None:
-        """The error that its daemon ended by."""
+        """The error that its daemon ended by. Whoever expects one waits for it with :meth:`failed`."""
         if self._task is None or not self._task.done() or self._task.cancelled():
             return None
         return self._task.exception()
 
     @property
-    def backend(self) -> FakeBackend:
+    def backend(self) -> Backend:
         """The backend of the daemon that runs, or ran last. :raises LookupError: before it has one."""
-        return _last(self._drivers.backends, f"{self.name} has no backend yet")
+        backend = self._runs[-1].backend if self._runs else None
+        if backend is None:
+            raise LookupError(f"{self.name} has no backend yet")
+        return backend
 
     @property
     def lease(self) -> Lease:
         """What it has leased. :raises LookupError: before it has."""
-        lease = self._drivers.backends[-1].lease if self._drivers.backends else None
+        lease = self._runs[-1].lease if self._runs else None
         if lease is None:
             raise LookupError(f"{self.name} has no lease yet")
         return lease
 
     @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses of the node's container, the second of each subnet. :raises LookupError: before it has a lease."""
+        return tuple(subnet[2] for subnet in self.lease.subnets)
+
+    @property
     def address(self) -> IPAddress:
-        """The address of the node's container, the second of its subnet. :raises LookupError: before it has a lease."""
-        return next(iter(self.lease.subnets))[2]
+        """The first of :attr:`addresses`: of IPv4, if the overlay has it."""
+        return self.addresses[0]
 
     @property
     def peers(self) -> Sequence[Peer]:
         """The peers that its packets can be sent to now."""
-        return self._drivers.backends[-1].peers if self._drivers.backends else ()
+        return self._runs[-1].peers if self._runs else ()
 
     @property
     def routes(self) -> Sequence[Route]:
         """The routes that its kernel would have now."""
-        return self._drivers.routers[-1].applied if self._drivers.routers else ()
+        return self._runs[-1].routes if self._runs else ()
 
     def start(self) -> None:
         """Start its daemon (again); :meth:`Network.converge` waits until it is there.
@@ -107,65 +118,99 @@ class Node:
         """
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
-        network = self._network
-        plugins = Plugins()
-        plugins.register(self._drivers, name="fakes")
+        network = self.network
+        run = Run(network.make_store(), network.backend)
+        plugins = Plugins(strict=True)
+        plugins.register(run, name="drivers")
         plugins.register(_Reporter(network, self.name), name="reporter")
         for place, observer in enumerate(network.observers):
             plugins.register(observer, name=f"observer {place}")
-        self._store = UnreliableStore(network.make_store())
+        self._runs.append(run)
         if self.name in network.cut_off:
-            self._store.fail()
+            run.store.fail()
         network.note(self.name, "starts")
 
         async def find_underlay(document: documents.Network) -> tuple[Underlay, str]:
             return self.underlay, self.name
 
-        self.daemon = Daemon(self._settings, self._store, plugins, find_underlay)
-        self._task = asyncio.create_task(self.daemon.run(), name=f"node {self.name}")
+        settings = Settings(**{"subnet_file": str(network.directory / self.name / "subnet.env")} | self._settings)
+        daemon = self.daemon = Daemon(settings, run.store, plugins, find_underlay)
+        self._task = network.links.start_on(self, lambda: asyncio.create_task(daemon.run(), name=f"node {self.name}"))
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self.failure is not None:
-            self._network.note(self.name, f"has failed: {self.failure}")
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.network.unexpected[task] = (self, error)
+            self.network.note(self.name, f"has failed: {error}")
 
     async def stop(self) -> None:
         """Stop its daemon cleanly, and wait for its end. :raises OverlaynetError: what it ended by instead."""
         if self.daemon is not None and self._task is not None:
             self.daemon.stop()
+            await asyncio.wait({self._task})
+            self.network.unexpected.pop(self._task, None)  # the caller is told
             await self._task
-            self._network.note(self.name, "has stopped")
+            self.network.note(self.name, "has stopped")
+
+    async def failed(self) -> BaseException:
+        """Wait until its daemon ends by an error, and return that: it was expected, and the network does not raise it.
+
+        :raises RuntimeError: if it ends otherwise, or was never started.
+        """
+        if self._task is not None:
+            await asyncio.wait({self._task})
+            self.network.unexpected.pop(self._task, None)
+        if self.failure is None:
+            raise RuntimeError(f"the daemon of {self.name} has not failed")
+        return self.failure
 
     async def crash(self) -> None:
-        """End its daemon without its leave: the kernel takes its device away, and its lease stays until it expires."""
-        if self._task is not None:
+        """End its daemon as SIGKILL does: nothing of it is closed, nobody is told, and its lease stays until it expires.
+
+        The kernel takes the device away, with the routes that lead to it, and closes the sockets. A real backend is closed
+        after that, to end its tasks and threads, which can reach nothing any more.
+        """
+        if self._task is not None and not self._task.done():
+            self._runs[-1].crash()
+            self.network.links.crash(self)
+            self._task.remove_done_callback(self._ended)
             self._task.cancel()
             await asyncio.wait({self._task})
-            self._network.note(self.name, "has crashed")
+            self.network.note(self.name, "has crashed")
 
     def reach_store(self, reachable: bool) -> None:
         """Put the store in reach of this node, or out of it."""
-        if self._store is not None:
-            self._store.recover() if reachable else self._store.fail()
+        if self._runs:
+            self._runs[-1].store.recover() if reachable else self._runs[-1].store.fail()
 
-
-@attrs.define
-class _Link:
-    """What is wrong with the link from one node to another."""
-
-    to_drop: float = 0
-    delay: float = 0.0
+    async def _end(self) -> None:
+        """End its daemon, and free what crashes have left."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for run in self._runs:
+            await run.free()
 
 
 class Network:
     """``nodes`` daemons, named ``a``, ``b``, … (``node-1``, … if they are more than 26), on one store; an async context.
 
-    Entering starts them and waits until each knows all others; leaving ends them. An exception on the way gets the
-    diagram of all packets as a note.
+    This is a network to test with; the overlay's own parameters, which backends are given, are an
+    :class:`overlaynet.api.Network`. Entering starts the daemons and waits until each knows all others; leaving ends them, and
+    raises what one of them has failed by, unless the test expected it (:meth:`Node.failed`). Observers are strict: one that
+    raises ends its daemon. An exception on the way gets the diagram of all packets as a note.
 
     :param document: the network document, as a mapping; by default that of 10.0.0.0/8 with a lifetime of a day.
     :param make_store: makes a store on shared data each time it is called; by default, memory stores.
     :param observers: plugins that every daemon loads: objects with hooks.
+    :param underlay: IP versions of the nodes' addresses, ``(4,)``, ``(6,)`` or ``(4, 6)``. With ``backend`` only the first:
+        there is no more than one IPv6 address of loopback.
+    :param backend: a real backend: the name of one that is installed, or a class. It needs the real clock. It has its device by
+        :class:`overlaynet.api.PacketDevice`, or routes packets to the hosts of its peers; and sockets, bound to the node's
+        address, in this process.
+    :param backend_options: members of ``Backend`` in the network document. For a class, ``Type`` is what it publishes; it may
+            be left out if that is ``udp`` or nothing.
+    :param patience: seconds after which a packet that has come out of no device of a real backend is lost.
     :param settings: settings of every daemon, by their names in :class:`overlaynet.settings.Settings`.
     """
 
@@ -176,6 +221,10 @@ class Network:
         document: dict[str, Any] | None = None,
         make_store: Callable[[], Store] | None = None,
         observers: Sequence[object] = (),
+        underlay: Sequence[int] = (4,),
+        backend: str | type[Backend] | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        patience: float = 2.0,
         **settings: Any,
     ) -> None:
         self.observers = observers
@@ -183,17 +232,35 @@ class Network:
         """Names of the nodes that do not reach the store."""
         self.steps: list[Step] = []
         """All that has happened, in its order."""
-        self._document = {"Network": "10.0.0.0/8"} if document is None else document
+        self.unexpected: dict[asyncio.Task[None], tuple[Node, BaseException]] = {}
+        """What daemons have failed by, as long as nobody has asked for it."""
+        self._document = dict({"Network": "10.0.0.0/8"} if document is None else document)
+        options = dict(self._document.get("Backend", {})) | dict(backend_options or {})
+        if isinstance(backend, str):
+            options["Type"] = backend
+            backend = Plugins().driver("backend", backend)
+        if options:
+            self._document["Backend"] = {"Type": "udp"} | options
+        self.backend: type[Backend] = FakeBackend if backend is None else backend
+        """What every node's backend is made of."""
         self._table = MemoryTable()
         self.make_store = make_store if make_store is not None else self._make_memory_store
-        self._directory = tempfile.TemporaryDirectory(prefix="overlaynet-network-")
+        self.directory = Path()
+        """Where the nodes have their files, once it was entered."""
+        self._stack = ExitStack()
+        self.links: Links
+        """What is between the nodes."""
+        if backend is None:
+            self.links = FakeLinks(lambda: self.nodes, underlay)
+        elif tuple(underlay) == (4,):
+            self.links = RealLinks(lambda: self.nodes, patience)
+        else:
+            raise ValueError(
+                "a real backend's nodes have IPv4 addresses: loopback has only one of IPv6; leave underlay= out"
+            )
         self.nodes = tuple(self._make_nodes(nodes, settings))
-        self._by_address: dict[IPAddress, Node] = {
-            address: node for node in self.nodes if (address := node.underlay.public_ipv4) is not None
-        }
-        self._links: dict[tuple[str, str], _Link] = {}
-        self._side: dict[str, int] = {}
-        self._in_flight: list[tuple[float, int, Packet, Iterator[tuple[float, Step]]]] = []
+        """All of them, in the order of their names."""
+        self._in_flight: list[tuple[float, int, Packet, Life]] = []
         self._turns = itertools.count()
         self._packets = itertools.count(1)
 
@@ -203,12 +270,12 @@ class Network:
     def _make_nodes(self, count: int, settings: dict[str, Any]) -> Iterator[Node]:
         for number in range(count):
             name = chr(ord("a") + number) if count <= 26 else f"node-{number + 1}"
-            directory = Path(self._directory.name, name)
-            given = {"store": "memory", "router": "memory", "subnet_file": str(directory / "subnet.env")} | settings
-            yield Node(self, name, fake_underlay(str(_FIRST_ADDRESS + number)), directory, Settings(**given))
+            yield Node(self, name, self.links.underlay(number), {"store": "memory", "router": "memory"} | settings)
 
     async def __aenter__(self) -> Self:
         try:
+            self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="overlaynet-network-")))
+            self.links.begin(self._stack)
             store = self.make_store()
             await store.replace_network(json.dumps(self._document))
             await store.aclose()
@@ -224,16 +291,23 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._end(error)
+        if error is None:
+            self._raise_unexpected()
 
     async def _end(self, error: BaseException | None) -> None:
         if error is not None:
             error.add_note(f"What happened in the network:\n\n{self.diagram()}\n")
-        tasks = {node._task for node in self.nodes if node._task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._directory.cleanup()
+        with self._stack:
+            for _, _, _, life in self._in_flight:
+                await life.aclose()
+            for node in self.nodes:
+                await node._end()
+
+    def _raise_unexpected(self) -> None:
+        for node, failure in self.unexpected.values():
+            error = AssertionError(f"the daemon of {node.name} has failed: {failure}")
+            error.add_note(f"What happened in the network:\n\n{self.diagram()}\n")
+            raise error from failure
 
     # Packets
 
@@ -245,17 +319,24 @@ class Network:
         :param to: the node whose container it is for, or any address.
         :param source: the address that it pretends to come from; by default, the container's own.
         """
-        destination = to.address if isinstance(to, Node) else ip_address(to)
-        packet = Packet(
-            next(self._packets), sender.address if source is None else ip_address(source), destination, payload
-        )
-        self._push(0.0, packet, self._life(packet, sender))
+        own: dict[int, IPAddress] = {address.version: address for address in sender.addresses}
+        if isinstance(to, Node):
+            destination = next((address for address in to.addresses if address.version in own), to.address)
+        else:
+            destination = ip_address(to)
+        chosen = own.get(destination.version, sender.address) if source is None else ip_address(source)
+        packet = Packet(next(self._packets), chosen, destination, payload)
+        self._push(0.0, packet, self.links.life(packet, sender))
         return packet
 
     async def step(self) -> Step | None:
         """Let one thing happen to one packet, the one whose turn it is, and tell what; ``None`` if none is on its way.
 
         Time passes only while every packet is delayed; else, no daemon takes a step between two of a packet's.
+
+        With a real backend there are two steps: the packet is routed into the device, and then it is out of one, or dropped.
+        The second waits in real time, while daemons and backends go on: until the packet has come out of a device, or for
+        ``patience`` seconds; for less if a backend counts a drop. One packet is inside of the backends at a time.
         """
         if not self._in_flight:
             return None
@@ -263,10 +344,12 @@ class Network:
         if (wait := due - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(wait)
         _, _, packet, life = heapq.heappop(self._in_flight)
-        delay, step = next(life)
+        delay, step = await anext(life)
         packet.steps.append(step)
         self.steps.append(step)
-        if step.kind not in (Kind.DELIVERED, Kind.DROPPED):
+        if step.kind in (Kind.DELIVERED, Kind.DROPPED):
+            await life.aclose()
+        else:
             self._push(delay, packet, life)
         return step
 
@@ -275,55 +358,22 @@ class Network:
         while await self.step() is not None:
             pass
 
-    def _push(self, delay: float, packet: Packet, life: Iterator[tuple[float, Step]]) -> None:
+    def _push(self, delay: float, packet: Packet, life: Life) -> None:
         due = asyncio.get_running_loop().time() + delay
         heapq.heappush(self._in_flight, (due, next(self._turns), packet, life))
 
-    def _life(self, packet: Packet, sender: Node) -> Iterator[tuple[float, Step]]:
-        """What happens to a packet: seconds until the next step, and the step."""
-
-        def step(kind: Kind, node: Node, detail: object, to: Node | None = None, delay: float = 0.0) -> Any:
-            now = asyncio.get_running_loop().time()
-            return delay, Step(now, node.name, str(detail), kind, packet.number, None if to is None else to.name)
-
-        at = sender
-        try:
-            route = _route(sender, packet.destination)
-            yield step(Kind.ROUTED, sender, f"{packet.source} > {packet.destination} by {route.destination}")
-            peer = sender.backend.encapsulate(packet.destination, packet.size)
-            outer, far = sender.underlay.public_ipv4, peer.public_ipv4
-            yield step(Kind.ENCAPSULATED, sender, f"[{outer} > {far} [{packet.source} > {packet.destination}]]")
-            receiver = self._by_address.get(far) if far is not None else None
-            if receiver is None:
-                raise Dropped("no_host", f"no host has the address {far}")
-            link = self._links.get((sender.name, receiver.name), _Link())
-            if self._side.get(sender.name, 0) != self._side.get(receiver.name, 0):
-                yield step(Kind.DROPPED, sender, "partition: they are on two sides", receiver)
-                return
-            if link.to_drop > 0:
-                link.to_drop -= 1
-                yield step(Kind.DROPPED, sender, "drop: lost on the link", receiver)
-                return
-            yield step(Kind.ON_THE_LINK, sender, f"{outer} > {far}", receiver, link.delay)
-            at = receiver
-            if not receiver.running:
-                raise Dropped("no_daemon", f"nobody listens on {receiver.name}")
-            assert outer is not None  # every node of this network has an IPv4 address
-            receiver.backend.decapsulate(outer, packet.source, packet.destination)
-            yield step(Kind.DELIVERED, receiver, f"{packet.destination}, {len(packet.payload)} bytes")
-        except Dropped as dropped:
-            yield step(Kind.DROPPED, at, dropped)
-
     # Time
 
-    async def converge(self, seconds: float = 3600.0) -> None:
+    async def converge(self, seconds: float | None = None) -> None:
         """Wait until every node that runs is ready, and knows where each other is that runs.
 
         Those that do not run are peers until their leases expire, and are not looked at.
 
+        :param seconds: by default an hour, or half a minute with a real backend.
         :raises AssertionError: if that has not come about after so many seconds, or a daemon has failed; it says where.
         """
         loop = asyncio.get_running_loop()
+        seconds = self.links.patience if seconds is None else seconds
         until = loop.time() + seconds
         while True:
             for node in self.nodes:
@@ -339,36 +389,45 @@ class Network:
         for node in running:
             if node.daemon is None or not node.daemon.status()["ready"]:
                 return f"{node.name} is not ready"
-        truth = {node.lease.subnets: node.underlay.public_ipv4 for node in running}
+        truth = {node.lease.subnets: _public(node.underlay) for node in running}
         for node in running:
             # The cheap test first: of many nodes, none has nearly all peers for most of the time.
             known = len(node.peers)
             if known >= len(truth) - 1:
-                known = sum(truth.get(peer.subnets) == peer.public_ipv4 for peer in node.peers)
+                known = sum(truth.get(peer.subnets) == _public(peer) for peer in node.peers)
             if known < len(truth) - 1:
                 return f"{node.name} knows {known} of {len(truth) - 1} peers"
         return None
 
     # Faults
 
-    def drop(self, sender: Node, receiver: Node, count: float = _EVER) -> None:
-        """Lose the next ``count`` packets on the link from one node to another; by default, all."""
-        self._link(sender, receiver).to_drop = count
-        number = "all packets" if count == _EVER else f"{count:g} packets"
+    def drop(self, sender: Node, receiver: Node, count: float = EVER) -> None:
+        """Lose the next ``count`` packets on the link from one node to another; by default, all.
+
+        With a real backend those are counted before they get into the device. If all are to be lost, the kernel loses whatever
+        the one sends the other: connections hang.
+        """
+        self.links.link(sender, receiver).to_drop = count
+        self.links.changed()
+        number = "all packets" if count == EVER else f"{count:g} packets"
         self.note(None, f"the link from {sender.name} to {receiver.name} loses {number}")
 
     def delay(self, sender: Node, receiver: Node, seconds: float) -> None:
-        """Have each packet on the link from one node to another take so many seconds."""
-        self._link(sender, receiver).delay = seconds
+        """Have each packet on the link from one node to another take so many seconds.
+
+        With a real backend, before it gets into the device.
+        """
+        self.links.link(sender, receiver).delay = seconds
         self.note(None, f"the link from {sender.name} to {receiver.name} takes {seconds:g} seconds")
 
     def partition(self, *sides: Iterable[Node]) -> None:
         """Lose every packet between two of these groups of nodes. Nodes that are in none are a group by themselves.
 
+        With a real backend it is the kernel that loses them, and whatever else the sides send each other, in both directions.
         All reach the store as before: see :meth:`store_down`.
         """
         groups = [[node.name for node in side] for side in sides]
-        self._side = {name: number for number, group in enumerate(groups, 1) for name in group}
+        self.links.divide({name: number for number, group in enumerate(groups, 1) for name in group})
         self.note(None, f"partition: {' / '.join(' '.join(group) for group in groups)}")
 
     def store_down(self, *nodes: Node) -> None:
@@ -381,15 +440,11 @@ class Network:
 
     def heal(self) -> None:
         """End all faults of links and store. Nodes that crashed stay so until they are started."""
-        self._links.clear()
-        self._side.clear()
+        self.links.heal()
         self.cut_off.clear()
         for node in self.nodes:
             node.reach_store(True)
         self.note(None, "all is healed")
-
-    def _link(self, sender: Node, receiver: Node) -> _Link:
-        return self._links.setdefault((sender.name, receiver.name), _Link())
 
     # What happened
 
@@ -426,26 +481,9 @@ class _Reporter:
         self._network.note(self._name, "has recovered")
 
 
-def _route(node: Node, destination: IPAddress) -> Route:
-    """The route that the node's kernel would choose. :raises Dropped: if it does not lead into the overlay."""
-    matching = [
-        route
-        for route in node.routes
-        if destination.version == route.destination.version and destination in route.destination
-    ]
-    if not matching:
-        raise Dropped("leaked", f"{node.name} has no route for {destination}: it would follow the default route")
-    # Of two for the same network, the backstop has the higher metric.
-    route = max(matching, key=lambda route: (route.destination.prefixlen, route.kind == "unicast"))
-    if route.kind == "unreachable":
-        raise Dropped("unreachable", f"{node.name} answers for {destination} with an ICMP error")
-    return route
-
-
-def _last(made: list[FakeBackend], otherwise: str) -> FakeBackend:
-    if not made:
-        raise LookupError(otherwise)
-    return made[-1]
+def _public(host: Underlay | Peer) -> tuple[IPAddress | None, IPAddress | None]:
+    """Where others reach it."""
+    return host.public_ipv4, host.public_ipv6
 
 
 def _names(nodes: Iterable[Node]) -> str:

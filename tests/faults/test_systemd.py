@@ -98,7 +98,8 @@ def configure(machine: SystemdMachine, **settings: object) -> None:
 
 
 def configure_file_store(machine: SystemdMachine, **settings: object) -> None:
-    configure(machine, store="file", network="10.244.0.0/16", node="host-a", **settings)
+    settings = {"store": "file", "network": "10.244.0.0/16", "node": "host-a"} | settings
+    configure(machine, **{name: value for name, value in settings.items() if value is not None})
 
 
 def drop_in(machine: SystemdMachine, text: str) -> None:
@@ -299,6 +300,24 @@ def test_wrong_settings_are_named_and_not_tried_again(
     assert machine.journal(UNIT).count(message) == 1
 
 
+def test_of_two_nodes_with_one_identity_the_first_ends_for_good(
+    lab: Lab, machine: SystemdMachine, etcd: EtcdServer
+) -> None:
+    """Or they would take the lease from each other every two seconds, for ever."""
+    configure(machine, etcd_endpoints=[etcd.endpoint], network="10.244.0.0/16", node="twin")
+    drop_in(machine, "RestartSec=100ms")
+    machine.systemctl("start", "overlaynet")
+    other = lab.hosts[1]
+    other.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint], ["--node", "twin"])
+    wait_for_journal(machine, "another process with the same node identity 'twin' at 172.16.130.164; give each")
+    time.sleep(2)
+    assert machine.property("ActiveState") == "failed"
+    assert machine.property("ExecMainStatus") == "3"
+    assert machine.property("NRestarts") == "0"
+    assert other.status()["ready"]
+    assert other.status()["node"] == "twin"
+
+
 def test_what_may_be_over_at_the_next_try_is_tried_again(lab: Lab, machine: SystemdMachine) -> None:
     configure_file_store(machine, iface=["eth7"])
     drop_in(machine, "RestartSec=100ms")
@@ -323,7 +342,7 @@ def test_a_stop_does_not_wait_for_a_store_that_hangs(machine: SystemdMachine, et
 
 
 def test_its_files_are_its_own_and_in_its_directories(machine: SystemdMachine) -> None:
-    configure_file_store(machine)
+    configure_file_store(machine, node=None)
     machine.systemctl("start", "overlaynet")
     places = ["/dev", "/etc", "/run", "/tmp", "/var"]  # noqa: S108 - they are only searched
     found = machine.execute(["find", *places, "-user", "overlaynet", "-printf", "%y %m %p\\n"]).stdout.splitlines()
@@ -336,6 +355,7 @@ def test_its_files_are_its_own_and_in_its_directories(machine: SystemdMachine) -
         "d 700 /var/lib/overlaynet/store",
         "f 600 /var/lib/overlaynet/store/config",
     }
+    assert any(line.startswith("f 600 /var/lib/overlaynet/identity-") for line in found)
     for line in found:
         kind, mode, path = line.split()
         assert path.startswith(("/run/flannel", "/run/overlaynet", "/var/lib/overlaynet"))

@@ -12,7 +12,7 @@ from overlaynet.packet_device import PacketDevice
 from overlaynet.testing.conformance import eventually
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.packets import UDP, parse_ip
-from overlaynet.testing.tuns import datagram
+from overlaynet.testing.pretended import datagram
 
 pytestmark = pytest.mark.anyio
 

@@ -1,9 +1,12 @@
 """Finding and checking drivers and plugins, against installed distributions of every broken kind."""
 
+import importlib.metadata
 import logging
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import EntryPoints, entry_points
+from typing import Any, cast
 
 import pytest
 
@@ -345,6 +348,7 @@ def test_a_trace_tells_each_call_its_plugin_and_its_result(caplog: pytest.LogCap
     plugins = Plugins(trace=True)
     plugins.register(written("@hookimpl\ndef overlaynet_driver(name): return None\n"), name="shy")
     plugins.register(written("@hookimpl\ndef overlaynet_degraded(reason): raise RuntimeError(reason)\n"), name="sad")
+    assert logging.getLogger("overlaynet.trace").level == logging.NOTSET
     plugins.driver("store", "memory")
     plugins.notify("overlaynet_degraded", reason="x" * 1000)
     plugins.notify("overlaynet_stopping")
@@ -364,6 +368,41 @@ def test_a_trace_tells_each_call_its_plugin_and_its_result(caplog: pytest.LogCap
         | {"argument_reason": "x" * 200 + "…", "error": f"RuntimeError({'x' * 1000!r})"},
         {"message": "hook not implemented", "hook": "overlaynet_stopping"},
     ]
+
+
+@pytest.mark.parametrize("error", ["SystemExit(3)", "asyncio.CancelledError()"])
+def test_what_a_hook_raises_to_end_the_process_or_the_task_disables_its_plugin(
+    error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = f"import asyncio\n@hookimpl\ndef overlaynet_stopping(): raise {error}\n"
+    plugins = Plugins()
+    plugins.register(written(f"{source}@hookimpl\ndef overlaynet_driver(): raise {error}\n"), name="quitter")
+    with pytest.raises(PluginError) as caught:
+        plugins.driver("store", "memory")
+    assert str(caught.value) == (
+        f"plugin quitter failed when asked for the store 'memory': {error.removeprefix('asyncio.')}; "
+        "repair or uninstall it, or leave observers out with --no-plugins"
+    )
+    plugins.notify("overlaynet_stopping")
+    assert caplog.messages == ["plugin disabled"]
+    assert plugins.driver("store", "memory") is MemoryStore
+
+
+def test_the_installed_distributions_are_looked_through_once_for_all_plugins(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from overlaynet.api import hookimpl\n@hookimpl\ndef overlaynet_stopping(): pass\n"
+    for name in ("one", "two", "three"):
+        install(name, "1.0", f"[overlaynet.plugins]\n{name} = {name}_observer\n", f"{name}_observer", source)
+    looks = []
+
+    def look(*, group: str) -> EntryPoints:
+        looks.append(group)
+        return entry_points(group=group)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", look)
+    Plugins(strict=True).load_observers()
+    assert looks == ["overlaynet.plugins"]
 
 
 def test_an_entry_point_in_a_group_that_is_none_of_ours_is_found(install: Install) -> None:
@@ -398,6 +437,44 @@ def test_one_observer_that_raises_does_not_keep_others_from_being_called(caplog:
     assert [record.message for record in caplog.records] == ["plugin disabled"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "messages", "calls"),
+    [(0.9, [], 2), (1.1, ["plugin is slow"] * 2, 2), (29.0, ["plugin is slow"] * 2, 2), (31.0, ["plugin disabled"], 1)],
+)
+def test_an_observer_that_keeps_others_waiting_is_named_and_one_that_does_so_for_long_is_disabled(
+    seconds: float,
+    messages: list[str],
+    calls: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("overlaynet.plugins.time.monotonic", lambda: now[0])
+    called: list[str] = []
+
+    class Slow:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            called.append("slow")
+            now[0] += seconds
+
+    class Quick:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            called.append("quick")
+
+    plugins = Plugins()
+    plugins.register(Slow(), name="slow one")
+    plugins.register(Quick(), name="quick one")
+    plugins.notify("overlaynet_recovered")
+    plugins.notify("overlaynet_recovered")
+    assert (called.count("slow"), called.count("quick")) == (calls, 2)
+    assert [record.message for record in caplog.records] == messages
+    for record in cast("list[Any]", caplog.records):
+        assert (record.fields["plugin"], record.fields["hook"]) == ("slow one", "overlaynet_recovered")
+        assert record.fields["seconds"] == seconds
+
+
 def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:
     class Answering:
         @hookimpl
@@ -424,5 +501,5 @@ def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:
         plugins.driver("router", "mine")
     assert str(caught.value) == (
         f"router 'mine' of plugin answering is {MemoryStore!r}, not a subclass of overlaynet.api.Router; "
-        f"derive it from that, or name another object in the entry point"
+        f"derive it from that, or have overlaynet_driver return another class, or None"
     )

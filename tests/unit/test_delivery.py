@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from overlaynet.delivery import Delivery, Dropped
 from overlaynet.model import Peer, Subnets
-from overlaynet.testing.tuns import datagram
+from overlaynet.testing.pretended import datagram
 
 NAT = IPv4Address("192.0.2.9")
 OWN = Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:10:244:1::/64"))

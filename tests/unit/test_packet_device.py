@@ -11,7 +11,7 @@ from overlaynet.errors import BackendError
 from overlaynet.model import Device, Subnets
 from overlaynet.packet_device import BURST, PacketDevice
 from overlaynet.testing.conformance import Resources, eventually
-from overlaynet.testing.tuns import PretendedHosts, datagram
+from overlaynet.testing.pretended import PretendedHosts, datagram
 
 pytestmark = pytest.mark.anyio
 

@@ -6,15 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from overlaynet.errors import BackendError
 from overlaynet.hookspecs import hookimpl
 from overlaynet.model import Peer
 from overlaynet.stores.file import FileStore
-from overlaynet.testing import Network
+from overlaynet.stores.memory import MemoryStore, MemoryTable
+from overlaynet.testing import Network, Node
+from overlaynet.testing.fakes import FakeBackend
 from overlaynet.testing.flow import Kind, Packet, Step
 
 pytestmark = pytest.mark.anyio
 
 DAY = 86400.0
+
+
+def fake(node: Node) -> FakeBackend:
+    """The node's backend, which is a fake."""
+    assert isinstance(node.backend, FakeBackend)
+    return node.backend
 
 
 def kinds(packet: Packet) -> list[Kind | None]:
@@ -199,6 +208,118 @@ async def test_converging_says_which_daemon_has_failed() -> None:
         async with Network(2, document={"Network": "10.244.0.0/16", "SubnetMax": "10.244.1.0"}):
             pass
     assert "has failed" in "".join(caught.value.__notes__)
+
+
+async def test_a_daemon_that_fails_meanwhile_fails_the_test() -> None:
+    async def fail() -> None:
+        async with Network(2) as network:
+            fake(network.nodes[1]).fail("its device is no more")
+            await asyncio.sleep(60)
+
+    with pytest.raises(AssertionError, match="the daemon of b has failed: its device is no more") as caught:
+        await fail()
+    assert "has failed" in "".join(caught.value.__notes__)
+
+
+async def test_a_failure_that_is_expected_fails_nothing() -> None:
+    async with Network(2) as network:
+        a, b = network.nodes
+        fake(b).fail("its device is no more")
+        assert str(await b.failed()) == "its device is no more"
+        b.start()
+        await network.converge()
+        fake(a).fail("no more, either")
+        with pytest.raises(BackendError, match="no more, either"):
+            await a.stop()
+        await b.stop()
+        with pytest.raises(RuntimeError, match="the daemon of b has not failed"):
+            await b.failed()
+
+
+async def test_a_failure_is_not_forgotten_by_a_restart() -> None:
+    async def fail() -> None:
+        async with Network(1) as network:
+            (a,) = network.nodes
+            fake(a).fail("its device is no more")
+            await asyncio.sleep(1)
+            a.start()
+            await network.converge()
+
+    with pytest.raises(AssertionError, match="its device is no more"):
+        await fail()
+
+
+async def test_an_observer_that_raises_fails_the_test() -> None:
+    class Broken:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            raise ZeroDivisionError("in the observer")
+
+    async def fail() -> None:
+        async with Network(1, observers=[Broken()]) as network:
+            network.store_down()
+            await asyncio.sleep(60)
+            network.heal()
+            await asyncio.sleep(60)
+
+    with pytest.raises(AssertionError, match=r"failed in overlaynet_recovered: ZeroDivisionError\('in the observer'\)"):
+        await fail()
+
+
+async def test_a_crash_closes_no_driver_but_what_the_kernel_closes() -> None:
+    class Closing(MemoryStore):
+        closed = 0
+
+        async def aclose(self) -> None:
+            Closing.closed += 1
+            await super().aclose()
+
+    table = MemoryTable()
+    async with Network(2, make_store=lambda: Closing(table=table), release_on_stop=True) as network:
+        a, b = network.nodes
+        Closing.closed = 0
+        await b.crash()
+        assert not fake(b).closed
+        assert Closing.closed == 0
+        assert [route.kind for route in b.routes] == ["unreachable"]
+        assert [peer.node for peer in a.peers] == ["b"]
+        await a.stop()
+        assert fake(a).closed
+        assert Closing.closed == 1
+    assert Closing.closed == 2  # what nobody closed is freed with the network
+
+
+@pytest.mark.parametrize(("underlay", "outer"), [((6,), "fd00:16::"), ((4, 6), "172.16.0."), ((4,), "172.16.0.")])
+async def test_underlay_and_overlay_are_of_any_ip_version(underlay: tuple[int, ...], outer: str) -> None:
+    document = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+    async with Network(3, document=document, underlay=underlay) as network:
+        a, b, c = network.nodes
+        assert [address.version for address in b.addresses] == [4, 6]
+        packets = [network.send(a, address, b"hello") for address in b.addresses]
+        await network.deliver()
+        assert all(packet.delivered for packet in packets)
+        assert packets[1].source == a.addresses[1]
+        assert packets[1].steps[1].detail.startswith(f"[{outer}1 > {outer}2 [")
+        most = 1500 - (28 if underlay == (4,) else 48)
+        fitting, too_big = network.send(c, a, bytes(most - 28)), network.send(c, a, bytes(most - 27))
+        await network.deliver()
+        assert fitting.delivered
+        assert too_big.dropped == f"too_big: {most + 1} bytes do not fit into the MTU of {most}"
+
+
+async def test_an_overlay_of_ipv6_alone_is_carried() -> None:
+    document = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+    async with Network(2, document=document, underlay=(6,)) as network:
+        a, b = network.nodes
+        packet = network.send(a, b)
+        await network.deliver()
+        assert packet.delivered
+
+
+@pytest.mark.parametrize("underlay", [(), (4, 5)])
+def test_an_ip_version_that_does_not_exist_is_refused(underlay: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="name the IP versions"):
+        Network(2, underlay=underlay)
 
 
 async def test_observers_see_every_daemon() -> None:

@@ -1,9 +1,12 @@
 """What only the native engine does: packets behind the header of IFF_VNET_HDR, runs of them; socket pairs stand for devices."""
 
 import contextlib
+import os
 import selectors
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from typing import TypeAlias
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
@@ -223,6 +227,40 @@ def test_segments_larger_than_the_mtu_are_dropped(rig: Rig) -> None:
     rig.eventually_dropped({Drop.TOO_BIG: 2})
 
 
+@pytest.mark.parametrize(
+    ("given", "reason", "count"),
+    [
+        # The kernel says that TCP begins elsewhere than it does.
+        (struct.pack("=BBHHHH", 1, 1, 0, 1000, 24, 16) + stream(5000), Drop.MALFORMED, 5),
+        # A kind of run that is not known, a length that is not the packet's, a size of nothing.
+        (struct.pack("=BBHHHH", 1, 3, 0, 1000, 20, 16) + stream(5000), Drop.UNSUPPORTED, 5),
+        (TSO4 + stream(5000)[:-1000], Drop.MALFORMED, 4),
+        (struct.pack("=BBHHHH", 1, 1, 0, 0, 20, 16) + stream(5000), Drop.MALFORMED, 1),
+    ],
+)
+def test_a_run_that_is_refused_counts_as_the_packets_in_it(rig: Rig, given: bytes, reason: Drop, count: int) -> None:
+    rig.kernel.send(given)
+    rig.eventually_dropped({reason: count})
+
+
+def test_segments_with_long_headers_are_sent_as_others_are(rig: Rig) -> None:
+    """With 1 KiB of extension headers before each, the memory for headers is filled several times over."""
+    rig.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    extensions = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(254))] * 4)
+    addresses = IPv6(src="fd00:1::96", dst="fd00:2::194")
+    before_payload = len(addresses / extensions / TCP())
+    assert 100 * before_payload > 3 * 32 * 1024
+    for number in range(3):
+        segment = TCP(sport=1, dport=2, seq=number * 10000, flags="A")
+        whole = built(addresses / extensions / segment / Raw(bytes([number]) * 10000))
+        rig.kernel.send(struct.pack("=BBHHHH", 0, 4, 0, 100, 0, 0) + whole)
+        packets = [IPv6(rig.peer.recv(65535)) for _ in range(100)]
+        assert [packet[TCP].seq for packet in packets] == [number * 10000 + each * 100 for each in range(100)]
+        assert all(bytes(packet[TCP].payload) == bytes([number]) * 100 for packet in packets)
+        assert all(len(packet) == before_payload + 100 for packet in packets)
+    rig.eventually_counted(sent_packets=300)
+
+
 class TestSeveralQueues:
     """Two queues of a device, each with a socket: datagrams reach the one or the other by their sender."""
 
@@ -311,3 +349,54 @@ class TestSeveralQueues:
             NativeEngine(0, [], 1472, PeerTable(OWN), more_queues=[(0, [])] * 64)
         with pytest.raises(ValueError, match="one socket for each IP version"):
             NativeEngine(0, [1, 2, 3], 1472, PeerTable(OWN))
+
+
+FEW_TASKS = """
+import logging, os, resource, socket, struct, threading
+from ipaddress import IPv4Network, ip_address
+from overlaynet.backends.udp.engine import EnginePeer, PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
+from overlaynet.model import Subnets
+import encodings.idna
+
+logging.basicConfig(format="%(message)s")
+def bound(address, port=0):
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((address, port))
+    made.settimeout(20)
+    return made
+
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
+wires = [bound("127.0.0.1")]
+wires += [bound("127.0.0.1", wires[0].getsockname()[1]) for _ in range(3)]
+for near in (*wires, *(near for near, _ in pairs)):
+    near.setblocking(False)
+peer = bound("127.0.0.2")
+own, second = Subnets(IPv4Network("10.244.1.0/24")), Subnets(IPv4Network("10.244.2.0/24"))
+table = PeerTable(own, (EnginePeer(second, ip_address("127.0.0.2"), peer.getsockname()[1]),))
+(first, *more) = [(near.fileno(), [wire.fileno()]) for (near, _), wire in zip(pairs, wires)]
+engine = NativeEngine(*first, 1472, table, more_queues=more, device_header=False)
+
+def look():
+    for number, (_, far) in enumerate(pairs * 2):
+        packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
+        far.send(packet)
+        assert peer.recv(65535) == packet
+    engine.stop()
+
+# The main thread, the one that looks, and one of the three that the engine would like to have.
+os.setuid(61317)
+resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+threading.Thread(target=look).start()
+engine.run()
+print(engine.threads, engine.counters().peers[second].sent_packets)
+engine.close()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can be another user, who has no other tasks")
+def test_where_the_kernel_gives_fewer_threads_these_serve_all_queues() -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_TASKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "2 8\n"), done.stderr
+    assert done.stderr == "fewer threads than asked for\n"

@@ -12,7 +12,7 @@ from typing import ClassVar
 import attrs
 
 from overlaynet.backends.udp.choice import EngineChoice, choose
-from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, PeerTable, Queue
+from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, HeaderRefused, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
 from overlaynet.backends.udp.wire import open_sockets
@@ -119,9 +119,7 @@ class UdpBackend(Backend):
         engine = await self._mend(self._own, self._mtu)
         log.info(
             "packet engine started",
-            extra=fields(
-                engine=engine.name, threads=_fewest(self._wires), offloads=dict(engine.counters().offloads) or None
-            ),
+            extra=fields(engine=engine.name, threads=engine.threads, offloads=dict(engine.counters().offloads) or None),
         )
         return Device(self.options.name, self._mtu)
 
@@ -201,10 +199,11 @@ class UdpBackend(Backend):
     def status(self) -> Mapping[str, JSON]:
         """Engine, threads, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent.
 
-        ``threads_refused`` counts the threads that were asked for and that the kernel gave no queue or socket for.
+        ``threads_refused`` counts the threads that were asked for and that the kernel did not give, or gave no queue or socket.
         """
         engine, counters = self._engine, self._counters()
-        threads, wanted = _fewest(self._wires), self._choice.threads if self._choice is not None else 0
+        threads = engine.engine.threads if engine is not None else _fewest(self._wires)
+        wanted = self._choice.threads if self._choice is not None else 0
         status: dict[str, JSON] = {
             "engine": engine.engine.name if engine is not None else None,
             "threads": threads if engine is not None else 0,
@@ -302,6 +301,16 @@ class UdpBackend(Backend):
     def _engine_ended(self, engine: EngineThread) -> None:
         if isinstance(engine.failure, DeviceGone):
             log.debug("device gone", extra=fields(device=self.options.name, reason=engine.failure))
+            self._device_ended.set()
+        elif isinstance(engine.failure, HeaderRefused) and self._choice is not None:
+            log.warning(
+                "device refuses packets with the header that offloads need",
+                extra=fields(
+                    device=self.options.name, reason=engine.failure, hint="it is made again without the header"
+                ),
+            )
+            self._choice = attrs.evolve(self._choice, offload_header=False)
+            self._device_lost = True
             self._device_ended.set()
         elif engine.failure is not None:
             name, error = engine.engine.name, engine.failure

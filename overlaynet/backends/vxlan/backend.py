@@ -15,12 +15,12 @@ from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, che
 from overlaynet.drivers import Backend
 from overlaynet.encapsulation import SMALLEST_MTU
 from overlaynet.errors import BackendError
+from overlaynet.identity import default_identity
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
 from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
 from overlaynet.network import Network
 from overlaynet.options import between, option
-from overlaynet.underlay import default_identity
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -133,6 +133,7 @@ class VxlanDevice:
             try:
                 if tunnel.forwarding_entry not in entries:
                     kernel.set_forwarding_entry(self.name, tunnel.forwarding_entry)
+                    entries.add(tunnel.forwarding_entry)  # it may serve several subnets
                     written += 1
                 if neighbours.get(tunnel.gateway) != tunnel.neighbour:
                     kernel.set_neighbour(self.name, tunnel.neighbour)

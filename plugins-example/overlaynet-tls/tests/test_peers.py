@@ -13,7 +13,8 @@ import pytest
 
 from overlaynet.api import BackendError, Lease, Network, Peer, Subnets, Underlay
 from overlaynet.testing.conformance import eventually
-from overlaynet.testing.tuns import FAR, NEAR, PretendedHosts, datagram
+from overlaynet.testing.pretended import PretendedHosts, datagram
+from overlaynet.testing.tuns import FAR, NEAR
 from overlaynet_tls import MOST_CALLERS, TlsBackend, TlsOptions
 from overlaynet_tls.link import LONGEST_QUEUE
 from overlaynet_tls.stream import Identity, call, frame
