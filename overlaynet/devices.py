@@ -45,6 +45,7 @@ class Claim:
     def __init__(self, name: str) -> None:
         """Take it. :raises BackendError: if another process, or another backend of this one, has it."""
         self.name = name
+        """The overlay's."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.bind(_address(name))
