@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
+from bench.sendmmsg import Header, IoVector, Message, send
+
 FLOWS = 10_000
 PORT = 20_000
 BATCH = 16
@@ -51,32 +53,6 @@ def addresses(network: IPv4Network, count: int) -> list[IPv4Address]:
     return found
 
 
-class _IoVector(ctypes.Structure):
-    """``struct iovec``."""
-
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Header(ctypes.Structure):
-    """``struct msghdr``."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint),
-        ("vectors", ctypes.c_void_p),
-        ("vectors_length", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Message(ctypes.Structure):
-    """``struct mmsghdr``."""
-
-    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
-
-
 class Sender:
     """A batch of datagrams, laid out once for the kernel, whose addresses are exchanged from one system call to the next.
 
@@ -95,9 +71,8 @@ class Sender:
             ctypes.create_string_buffer(self._slots * size) for size in (_ADDRESS_SIZE, _CONTROL_SIZE)
         )
         self._payload = _buffer(os.urandom(size))
-        self._vector = _IoVector(ctypes.addressof(self._payload), size)
-        self._messages = (_Message * BATCH)(*(_Message(self._header(place // run)) for place in range(BATCH)))
-        self._send = ctypes.CDLL(None, use_errno=True).sendmmsg
+        self._vector = IoVector(ctypes.addressof(self._payload), size)
+        self._messages = (Message * BATCH)(*(Message(self._header(place // run)) for place in range(BATCH)))
 
     def run(self, seconds: float) -> int:
         """Send until the time is over; how many were sent. :raises OSError: if the kernel refuses."""
@@ -107,16 +82,12 @@ class Sender:
             while time.monotonic() < end:
                 self._exchange(self._address_slots, self._addresses, place, _ADDRESS_SIZE)
                 self._exchange(self._control_slots, self._controls, place, _CONTROL_SIZE)
-                done = self._send(sender.fileno(), self._messages, BATCH, 0)
-                if done < 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
-                sent += done
+                sent += send(sender.fileno(), self._messages, BATCH)
                 place = (place + self._slots) % self._flows
         return sent
 
-    def _header(self, slot: int) -> _Header:
-        return _Header(
+    def _header(self, slot: int) -> Header:
+        return Header(
             name=ctypes.addressof(self._address_slots) + slot * _ADDRESS_SIZE,
             name_length=_ADDRESS_SIZE,
             vectors=ctypes.addressof(self._vector),

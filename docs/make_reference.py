@@ -87,6 +87,7 @@ It is replaced in one step, mode 0644, once the node's device and routes are up.
 | 0 | `run` | stopped by SIGTERM or SIGINT |
 | 1 | all | one sentence on standard error says why; `status`: there is a problem; `plugins`: something is broken |
 | 2 | all | settings (flags, environment, file) are wrong, or name a driver that cannot be used: no use to try again |
+| 3 | `run` | another process with this node's identity has its lease now: no use to try again, give each its own `--node` |
 | 130 | all but `run` | interrupted |
 """
 

@@ -10,8 +10,9 @@ from overlaynet._threads import call_in_thread
 from overlaynet.background import Background
 from overlaynet.commands import Command, Commands
 from overlaynet.delivery import Delivery, Dropped
-from overlaynet.devices import check_name
+from overlaynet.devices import Claim, check_name, claim_name
 from overlaynet.drivers import API, Backend, Driver, NoOptions, Observer, Router, Store
+from overlaynet.encapsulation import fitting_mtu, peer_address
 from overlaynet.errors import (
     BackendError,
     ConfigError,
@@ -61,6 +62,7 @@ __all__ = [
     "BackendError",
     "Background",
     "Backoff",
+    "Claim",
     "Command",
     "Commands",
     "ConfigError",
@@ -105,9 +107,12 @@ __all__ = [
     "between",
     "call_in_thread",
     "check_name",
+    "claim_name",
     "fields",
+    "fitting_mtu",
     "hookimpl",
     "one_of",
     "option",
     "parse_network",
+    "peer_address",
 ]

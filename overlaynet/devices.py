@@ -45,6 +45,7 @@ class Claim:
     def __init__(self, name: str) -> None:
         """Take it. :raises BackendError: if another process, or another backend of this one, has it."""
         self.name = name
+        """What is claimed."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.bind(_address(name))
@@ -65,6 +66,32 @@ class Claim:
     def close(self) -> None:
         """Give it up. Idempotent."""
         self._socket.close()
+
+
+async def claim_name(name: str) -> Claim:
+    """Take the name of an overlay that has no device of its own: what :attr:`.Device.instance` says.
+
+    :raises BackendError: if another overlay has it, or a network interface: routes through that would pass for the overlay's.
+    """
+    claim = Claim(name)
+    try:
+        await check_no_device(name)
+    except BaseException:
+        claim.close()
+        raise
+    return claim
+
+
+async def check_no_device(name: str) -> None:
+    """For the name of an overlay that has no device of its own.
+
+    :raises BackendError: if a network interface has it: routes through that, whosever they are, would pass for the overlay's.
+    """
+    if await ask(lambda kernel: kernel.link(name)) is not None:
+        raise BackendError(
+            f"there is a network interface {name}, whose routes could not be told from this overlay's; "
+            f"choose another Name in the network document's Backend"
+        )
 
 
 def is_claimed(name: str) -> bool:

@@ -2,8 +2,12 @@
 
 A plugin is a module or object in the entry-point group ``overlaynet.plugins`` with functions marked by
 ``overlaynet.api.hookimpl``, or a class derived from ``overlaynet.api.Observer`` with such methods, which can have options.
-It implements the hooks it likes and takes the arguments it needs. Hooks are called in the daemon's event loop: they
-return quickly. One that raises is reported and its plugin disabled; the daemon goes on. No hook is called per packet.
+It implements the hooks it likes and takes the arguments it needs. One that raises is reported and its plugin disabled;
+the daemon goes on. No hook is called per packet.
+
+Hooks are called in the daemon's event loop, and while one runs everything else waits: renewals, too, and the end of a
+lease that could not be renewed. So they return at once, and leave what takes time to a thread. One that took longer than
+a second is reported by its plugin's name; longer than 30 seconds, and its plugin is disabled.
 """
 
 from __future__ import annotations

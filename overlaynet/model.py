@@ -252,6 +252,10 @@ class Peer:
     data: LeaseData = LeaseData()
     """What its backend has published."""
 
+    def public_address(self, version: int) -> IPAddress | None:
+        """Where the peer is reached by this IP version; ``None`` if it is not."""
+        return self.public_ipv4 if version == 4 else self.public_ipv6
+
     def __str__(self) -> str:
         address = self.public_ipv4 if self.public_ipv4 is not None else self.public_ipv6
         return f"{self.subnets} via {address}"

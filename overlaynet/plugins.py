@@ -41,6 +41,12 @@ class _EntryPointDrivers:
         return load_driver(axis, matching[0], matching) if matching else None
 
 
+LONG = 1.0
+"""Seconds that a hook of an observer may take before it is reported."""
+TOO_LONG = 30.0
+"""Seconds that one may take before its plugin is disabled: half of what the systemd unit's watchdog waits."""
+
+
 class Plugins:
     """The hooks and drivers of one process.
 
@@ -146,10 +152,13 @@ class Plugins:
     def notify(self, hook: str, **arguments: object) -> None:
         """Call every implementation of an event hook. One that raises is reported, and its plugin disabled.
 
+        So is one that takes longer than :data:`TOO_LONG`; one that takes longer than :data:`LONG` is only reported.
+
         :raises PluginError: if this is strict and one raises; the others are called all the same.
         """
         failure = None
         for implementation in self._implementations(hook):
+            begun = time.monotonic()
             try:
                 self._call(hook, implementation, arguments)
             except FAILURES as error:
@@ -160,8 +169,21 @@ class Plugins:
                     failure.__cause__ = error
                 else:
                     log.exception("plugin disabled", extra=fields(plugin=who, hook=hook, error=repr(error)))
+            else:
+                self._judge_speed(hook, implementation, time.monotonic() - begun)
         if failure is not None:
             raise failure
+
+    def _judge_speed(self, hook: str, implementation: Any, seconds: float) -> None:
+        if seconds <= LONG:
+            return
+        told = {"plugin": self._who(implementation), "hook": hook, "seconds": round(seconds, 1)}
+        if seconds <= TOO_LONG:
+            hint = "everything else waits for it; have it do its work in a thread"
+            log.warning("plugin is slow", extra=fields(**told, hint=hint))
+        else:
+            self._manager.unregister(name=implementation.plugin_name)
+            log.error("plugin disabled", extra=fields(**told, error="everything else waited for it"))
 
     def _register(self, plugin: object, name: str, who: str) -> None:
         problem = hook_problem(plugin)

@@ -52,7 +52,11 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
-        """Write over exactly this version; ``None`` if the record has changed or gone, with nothing written."""
+        """Write over exactly this version; ``None`` if the record has changed or gone, with nothing written.
+
+        A table that cannot write now may give the record its new lifetime all the same if it has this value already; its
+        version is then what it was.
+        """
 
     @abc.abstractmethod
     async def delete(self, record: Record) -> bool:

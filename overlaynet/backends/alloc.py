@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import attrs
 
+from overlaynet.devices import check_name, check_no_device
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.model import Device, Lease, LeaseData, Peer, Route, Underlay
@@ -21,7 +22,7 @@ class AllocOptions:
     name: str = option(
         "alloc",
         "What tells this overlay from another on the same host; no device has this name",
-        check=lambda name: None if name else "must not be empty",
+        check=check_name,
     )
 
 
@@ -43,6 +44,7 @@ class AllocBackend(Backend):
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Like flannel's alloc, nothing is published."""
+        await check_no_device(self.options.name)
         self._underlay = underlay
         return LeaseData()
 

@@ -13,8 +13,9 @@ from typing import ClassVar
 import attrs
 
 from overlaynet.backends._command import CommandFailed, Output, check_command, expand, run
-from overlaynet.devices import Claim, check_name
+from overlaynet.devices import Claim, check_name, claim_name
 from overlaynet.drivers import Backend
+from overlaynet.encapsulation import fitting_mtu
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -100,6 +101,7 @@ class ExtensionBackend(Backend):
         self._claim: Claim | None = None
         self._network: Network | None = None
         self._underlay: Underlay | None = None
+        self._mtu = 0
         self._followed: Underlay | None = None
         """The underlay that the commands have been told of; ``None`` while one that tells of another has not succeeded."""
         self._subnets: Subnets | None = None
@@ -116,10 +118,10 @@ class ExtensionBackend(Backend):
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Run PreStartupCommand; publish what it prints.
 
-        :raises BackendError: if it fails, or another node on this host has the name; then nothing has been run.
+        :raises BackendError: if it fails. If another node on this host, or an interface, has the name, nothing has been run.
         """
-        self._check_mtu(underlay)
-        self._claim = Claim(self.options.name)
+        self._mtu = self._fitting_mtu(network, underlay)
+        self._claim = await claim_name(self.options.name)
         self._network, self._underlay, self._followed = network, underlay, underlay
         self._shutdown_due = True
         output = await self._run_or_fail("PreStartupCommand", self.options.pre_startup_command)
@@ -128,7 +130,7 @@ class ExtensionBackend(Backend):
 
     async def start(self, lease: Lease) -> Device:
         """Run PostStartupCommand. :raises BackendError: if it fails."""
-        underlay = self._check_open()
+        _, underlay = self._check_open()
         self._subnets = lease.subnets
         await self._run_or_fail("PostStartupCommand", self.options.post_startup_command)
         return self._device(underlay)
@@ -140,8 +142,8 @@ class ExtensionBackend(Backend):
 
         :raises BackendError: if UnderlayChangeCommand fails; the next call runs it again, whatever underlay that is for.
         """
-        self._check_open()
-        self._check_mtu(underlay)
+        network, _ = self._check_open()
+        self._mtu = self._fitting_mtu(network, underlay)
         if underlay != self._followed:
             self._underlay, self._followed = underlay, None
             await self._run_or_fail("UnderlayChangeCommand", self.options.underlay_change_command)
@@ -216,21 +218,15 @@ class ExtensionBackend(Backend):
             log.warning("command failed", extra=fields(command="ShutdownCommand", reason=str(error)))
 
     def _device(self, underlay: Underlay) -> Device:
-        return Device(
-            self.options.device or underlay.interface, self.options.mtu or underlay.mtu, instance=self.options.name
-        )
+        return Device(self.options.device or underlay.interface, self._mtu, instance=self.options.name)
 
-    def _check_open(self) -> Underlay:
-        if self._underlay is None:
+    def _check_open(self) -> tuple[Network, Underlay]:
+        if self._network is None or self._underlay is None:
             raise BackendError("the extension backend is not open; this is a defect of its caller")
-        return self._underlay
+        return self._network, self._underlay
 
-    def _check_mtu(self, underlay: Underlay) -> None:
-        if self.options.mtu is not None and self.options.mtu > underlay.mtu:
-            raise BackendError(
-                f"the network document's Backend asks for MTU {self.options.mtu}, but {underlay.interface} carries at most "
-                f"{underlay.mtu}; lower the one or raise the other"
-            )
+    def _fitting_mtu(self, network: Network, underlay: Underlay) -> int:
+        return fitting_mtu(network, underlay, wanted=self.options.mtu)
 
     def _variables(self) -> dict[str, str]:
         """What is known of this node, for the commands that concern it."""
@@ -241,7 +237,7 @@ class ExtensionBackend(Backend):
                 NETWORK=None if network.ipv4 is None else network.ipv4.network,
                 IPV6NETWORK=None if network.ipv6 is None else network.ipv6.network,
                 INTERFACE=underlay.interface,
-                MTU=self.options.mtu or underlay.mtu,
+                MTU=self._mtu,
                 PUBLIC_IP=underlay.public_ipv4,
                 PUBLIC_IPV6=underlay.public_ipv6,
             )

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import attrs
 
-from overlaynet.devices import Claim, ask, check_name, find_on_link
+from overlaynet.devices import Claim, ask, check_name, claim_name, find_on_link
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
@@ -56,19 +56,7 @@ class HostGwBackend(Backend):
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Check that the peers can route packets to this host; nothing is made."""
         _check(network, underlay)
-        name = self.options.name
-        claim = Claim(name)
-        try:
-            taken = await ask(lambda kernel: kernel.link(name)) is not None
-        except BaseException:
-            claim.close()
-            raise
-        if taken:
-            claim.close()
-            raise BackendError(
-                f"there is a network interface {name}, whose routes could not be told from this overlay's; "
-                f"choose another Name in the network document's Backend"
-            )
+        claim = await claim_name(self.options.name)
         self._opened = _Opened(network, underlay, claim)
         return LeaseData("host-gw")
 
@@ -127,7 +115,7 @@ class HostGwBackend(Backend):
         skipped: dict[IPNetwork, str] = {}
         for peer in peers:
             for subnet in peer.subnets:
-                host = peer.public_ipv4 if subnet.version == 4 else peer.public_ipv6
+                host = peer.public_address(subnet.version)
                 if subnet.version not in carried:
                     skipped[subnet] = f"this node carries no IPv{subnet.version}"
                 elif peer.data.backend_type != "host-gw":

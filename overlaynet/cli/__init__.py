@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from overlaynet import __version__
 from overlaynet.commands import Command, Commands
-from overlaynet.errors import OverlaynetError, SettingsError, did_you_mean
+from overlaynet.errors import IdentityTaken, OverlaynetError, SettingsError, did_you_mean
 
 BUILT_IN = {
     "run": "be a node: lease a subnet and carry packets (the daemon)",
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.run(parser.parse_args(given[1:]))
     except OverlaynetError as error:
         print(f"overlaynet: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+        return _exit_status(error)
     except KeyboardInterrupt:
         print("overlaynet: interrupted", file=sys.stderr)
         return 130
@@ -66,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output (head, less) has had enough; keep the interpreter from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _exit_status(error: OverlaynetError) -> int:
+    """What the systemd unit reads: it starts nothing again that ended with 2 or 3."""
+    if isinstance(error, SettingsError):
+        return 2
+    return 3 if isinstance(error, IdentityTaken) else 1
 
 
 def _find(name: str) -> Command:

@@ -72,6 +72,7 @@ def _files(name: str, axis: str) -> Mapping[str, str]:
         "@version@": __version__,
         # What the templates are called, as it is spelt in its places; the first that fits is taken.
         "overlaynet_example": module,
+        "example0": name[:14].rstrip("-") + "0",  # an overlay's name is no longer than an interface's
         "Example": camel,
         "example": name,
     }
@@ -80,7 +81,7 @@ def _files(name: str, axis: str) -> Mapping[str, str]:
         text = (importlib.resources.files("overlaynet.templates") / template).read_text(encoding="utf-8")
         for word in [word for word in words if word.startswith("@")]:
             text = text.replace(word, words[word])
-        return re.sub("overlaynet_example|[eE]xample", lambda match: words[match[0]], text)
+        return re.sub("overlaynet_example|example0|[eE]xample", lambda match: words[match[0]], text)
 
     return {
         "pyproject.toml": read("project.toml"),

@@ -20,7 +20,7 @@ from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.logs import fields
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
-from overlaynet.stores._etcd_errors import EndpointError, OutcomeUnknown, Refused
+from overlaynet.stores._etcd_errors import EndpointError, NoSpace, OutcomeUnknown, Refused
 from overlaynet.stores._etcd_pools import POOLS
 from overlaynet.stores._etcd_settings import Credentials, Endpoint, Timeouts, TLSFiles
 
@@ -179,7 +179,7 @@ class EtcdClient:
                 f"--etcd-prefix, or check --etcd-username and --etcd-password"
             )
         if "space exceeded" in message:
-            return StoreUnavailable(
+            return NoSpace(
                 f"{self} is out of space (NOSPACE alarm): compact and defragment it, then run etcdctl alarm disarm"
             )
         if refusal.code in (8, 16) or refusal.by_token:

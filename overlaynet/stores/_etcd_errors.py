@@ -55,6 +55,10 @@ class OutcomeUnknown(StoreUnavailable):
     """The write may or may not have taken effect; it is not sent again."""
 
 
+class NoSpace(StoreUnavailable):
+    """etcd is full, and writes nothing until an operator has made room; reads, deletions and its leases go on."""
+
+
 def from_reply(reason: str, body: str | bytes) -> EndpointError | Refused:
     """What an HTTP answer other than 200 means.
 

@@ -43,10 +43,12 @@ class OddReply(Exception):
 
 @attrs.frozen
 class Header:
-    """Which cluster answered, and its revision at that moment."""
+    """Which cluster answered, and its revision and term at that moment."""
 
     cluster: int
     revision: int
+    term: int = attrs.field(default=0, eq=False)
+    """Counts the elections of a leader."""
 
 
 @attrs.frozen
@@ -90,7 +92,7 @@ def prefix_range(prefix: bytes) -> dict[str, str]:
 def read_header(reply: object) -> Header:
     """The header that every answer has."""
     header = _object(_object(reply, "the answer").get("header"), "header")
-    return Header(_integer(header, "cluster_id"), _integer(header, "revision"))
+    return Header(_integer(header, "cluster_id"), _integer(header, "revision"), _integer(header, "raft_term"))
 
 
 def read_range(reply: object) -> tuple[Header, tuple[KeyValue, ...]]:
@@ -147,6 +149,12 @@ def read_time_to_live(reply: object) -> TimeToLive:
     read_header(content)  # without one, a missing TTL would be read as 0
     keys = _array(content, "keys")
     return TimeToLive(_integer(content, "TTL"), frozenset(_decode(key, "keys") for key in keys))
+
+
+def read_keep_alive(reply: object) -> tuple[Header, int]:
+    """The first answer to ``lease/keepalive``: the seconds that the lease lives from then on; 0 if there is none."""
+    result = _object(_object(reply, "the answer").get("result"), "result")
+    return read_header(result), _integer(result, "TTL")
 
 
 def read_token(reply: object) -> str:

@@ -17,7 +17,7 @@ from overlaynet.errors import OverlaynetError, StoreUnavailable
 from overlaynet.logs import fields
 from overlaynet.stores import _etcd_replies as replies
 from overlaynet.stores._etcd_client import EtcdClient
-from overlaynet.stores._etcd_errors import OutcomeUnknown, Refused
+from overlaynet.stores._etcd_errors import NoSpace, OutcomeUnknown, Refused
 from overlaynet.stores._etcd_watch import Watcher
 from overlaynet.table import Record, Table
 
@@ -43,6 +43,10 @@ class EtcdRecord(Record):
     """0 for none: the record never expires."""
 
 
+class NotKept:
+    """A record cannot be given a new lifetime without a write."""
+
+
 class EtcdTable(Table):
     """A table whose records are the keys of etcd under ``root``.
 
@@ -51,7 +55,8 @@ class EtcdTable(Table):
     would write over its successor. The ids are random, and each is used for one write only.
 
     Each record with a lifetime has an etcd lease of its own, granted before the write and revoked when the record is
-    written over or deleted, so that no empty lease is left. etcd counts whole seconds: lifetimes are rounded up.
+    written over or deleted, so that no empty lease is left. etcd counts whole seconds: lifetimes are rounded up. Where etcd
+    is full, a record that is replaced by itself keeps its version, and its etcd lease is prolonged.
     """
 
     def __init__(self, client: EtcdClient, root: str) -> None:
@@ -73,7 +78,7 @@ class EtcdTable(Table):
         conditions = _unchanged(record)
         if conditions is None:
             return None
-        return await self._in_thread(self._write, record.key, value, ttl, conditions)
+        return await self._in_thread(self._replace, record, value, ttl, conditions)
 
     async def delete(self, record: Record) -> bool:
         conditions = _unchanged(record)
@@ -114,6 +119,50 @@ class EtcdTable(Table):
     def _list(self, prefix: str) -> Mapping[str, Record]:
         _, found = self._client.call("kv/range", replies.prefix_range(self._key(prefix)), replies.read_range)
         return {record.key: record for record in map(self._record, found)}
+
+    def _replace(self, record: Record, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
+        try:
+            return self._write(record.key, value, ttl, conditions)
+        except NoSpace:
+            kept = self._keep_alive(record, value, ttl)
+            if isinstance(kept, NotKept):
+                raise
+            return kept
+
+    def _keep_alive(self, record: Record, value: bytes, ttl: float) -> EtcdRecord | NotKept | None:
+        """Do without a write what replacing a record by itself would do: let it live for ``ttl`` seconds from now.
+
+        A full etcd refuses the new etcd lease and the write that a renewal takes, but it goes on prolonging the leases
+        that it has. That nobody is promised what etcd does not keep, is seen so:
+
+        - The record is at exactly this version, and so attached to its own etcd lease, before and after. That lease was
+          made for this write only. So nothing but its end, a deletion or another write of the key ends the record; the
+          latter two are what compare-and-swap allows to whoever has seen this version, as ever.
+        - The lease was prolonged by the leader, who counts from a time after we asked. Could it have been a leader that
+          was deposed already without knowing, the new one would count from its election, which is earlier. But then the
+          term would be a later one by the time of the second look, which is answered by a majority only.
+        - The whole lifetime was given again, and it is no shorter than what is asked for now.
+
+        :return: ``None`` if the record is no longer at this version, :class:`NotKept` if it cannot be had without a write.
+        """
+        before = self._get(record.key)
+        if before is None or before.version != record.version:
+            return None
+        if before.value != value or before.lease == 0 or ttl == math.inf:
+            return NotKept()
+        prolonged, seconds = self._client.call("lease/keepalive", {"ID": str(before.lease)}, replies.read_keep_alive)
+        living = self._time_to_live(before.lease)
+        now, found = self._client.call("kv/range", {"key": replies.encode(self._key(record.key))}, replies.read_range)
+        if not found or self._record(found[0]).version != record.version:
+            return None
+        attached = self._key(record.key) in living.keys and living.seconds >= 0
+        if seconds < ttl or not attached or now.term != prolonged.term or now.cluster != prolonged.cluster:
+            return NotKept()
+        log.warning(
+            "lease kept alive unchanged",
+            extra=fields(key=record.key, reason="etcd is out of space (NOSPACE alarm)", seconds=seconds),
+        )
+        return EtcdRecord(record.key, value, record.version, ttl, before.lease)
 
     def _write(self, key: str, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
         lease = self._grant(ttl) if ttl != math.inf else 0

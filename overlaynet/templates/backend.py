@@ -14,6 +14,7 @@ from overlaynet.api import (
     JSON,
     Backend,
     BackendError,
+    Claim,
     Device,
     Lease,
     LeaseData,
@@ -22,6 +23,9 @@ from overlaynet.api import (
     Route,
     Underlay,
     between,
+    check_name,
+    claim_name,
+    fitting_mtu,
     option,
 )
 
@@ -30,6 +34,9 @@ from overlaynet.api import (
 class ExampleOptions:
     """The members of ``Backend`` in the network document, ``{"Type": "example", "MTU": 1400}``."""
 
+    name: str = option(
+        "example0", "What tells this overlay from another on the same host; no device has this name", check=check_name
+    )
     mtu: int | None = option(
         None,
         "Bytes in the largest packet that containers can send; by default the underlay's MTU",
@@ -47,23 +54,30 @@ class ExampleBackend(Backend):
 
     def __init__(self, options: ExampleOptions) -> None:
         super().__init__(options)
+        self._claim: Claim | None = None
+        self._network: Network | None = None
         self._underlay: Underlay | None = None
+        self._device: Device | None = None
         self._peers: tuple[Peer, ...] = ()
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Refuse what cannot work before a subnet is leased. What is returned, the peers get with this node's lease."""
-        if network.ipv4 is not None and underlay.ipv4 is None:
-            raise BackendError(f"{underlay.interface} has no IPv4 address; choose another interface with --iface")
-        if self.options.mtu is not None and self.options.mtu > underlay.mtu:
-            raise BackendError(f"MTU {self.options.mtu} does not fit into the {underlay.mtu} of {underlay.interface}")
-        self._underlay = underlay
+        self._network = network
+        self._attach(network, underlay)
+        self._claim = await claim_name(self.options.name)
         return LeaseData("example")
 
     async def start(self, lease: Lease) -> Device:
         """Begin to carry packets. A tunnel would bring its device up here; this one uses the underlay's interface."""
-        if self._underlay is None:
+        if self._device is None:
             raise BackendError("the example backend is started after it was opened; this is a defect of its caller")
-        return Device(self._underlay.interface, self.options.mtu or self._underlay.mtu, instance="example")
+        return self._device
+
+    async def set_underlay(self, underlay: Underlay) -> Device:
+        """Follow another interface, MTU or address. A tunnel would bind its sockets again, and mend its device."""
+        if self._network is None:
+            raise BackendError("the example backend was not opened; this is a defect of its caller")
+        return self._attach(self._network, underlay)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Make these all the peers there are. A tunnel would tell its device; here, the routes say it all."""
@@ -74,16 +88,32 @@ class ExampleBackend(Backend):
         if self._underlay is None:
             return []
         return [
-            Route(subnet, device=self._underlay.interface, gateway=gateway)
+            Route(subnet, device=self._underlay.interface, gateway=host)
             for peer in peers
             for subnet in peer.subnets
-            if (gateway := peer.public_ipv4 if subnet.version == 4 else peer.public_ipv6) is not None
+            if (host := peer.public_address(subnet.version)) is not None
         ]
 
     def status(self) -> Mapping[str, JSON]:
         """What ``overlaynet status`` shows of it."""
-        return {"peers": {str(peer.subnets): {"address": str(peer.public_ipv4)} for peer in self._peers}}
+        return {
+            "peers": {str(route.destination): {"address": str(route.gateway)} for route in self.routes(self._peers)}
+        }
 
     async def aclose(self) -> None:
         """Free everything, at any point of its life; more than once is no error."""
-        self._peers = ()
+        if self._claim is not None:
+            self._claim.close()
+
+    def _attach(self, network: Network, underlay: Underlay) -> Device:
+        """Use this underlay from now on. :raises BackendError: if that cannot work; then all stays as it was."""
+        mtu = fitting_mtu(network, underlay, wanted=self.options.mtu)
+        for overlay in network:
+            if (underlay.ipv4 if overlay.version == 4 else underlay.ipv6) is None:
+                raise BackendError(
+                    f"{underlay.interface} has no IPv{overlay.version} address, by which the packets of {overlay} "
+                    f"would come; give it one, or choose another interface with --iface"
+                )
+        self._underlay = underlay
+        self._device = Device(underlay.interface, mtu, instance=self.options.name)
+        return self._device

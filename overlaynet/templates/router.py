@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import attrs
 
-from overlaynet.api import Route, Router, RouterError, option
+from overlaynet.api import Route, Router, RouterError, check_name, option
 
 
 @attrs.frozen
@@ -35,6 +35,9 @@ class ExampleRouter(Router):
 
     async def open(self, instance: str) -> None:
         """Begin for one overlay. What an earlier run left in its file counts as ours."""
+        # The name comes from the network document, and must not lead out of the directory.
+        if (problem := check_name(instance)) is not None:
+            raise RouterError(f"the overlay's name cannot be that of a file: it {problem}")
         self._path = Path(self.options.directory, instance)
 
     async def apply(self, routes: Sequence[Route]) -> None:

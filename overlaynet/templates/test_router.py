@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from overlaynet_example import ExampleOptions, ExampleRouter
 
-from overlaynet.api import Route
+from overlaynet.api import Route, RouterError
 from overlaynet.testing.routers import INSTANCE, CountWrites, Installed, MakeRouter, RouterConformance
 
 
@@ -43,6 +43,11 @@ class TestExampleRouter(RouterConformance):
             return int(before != seen)
 
         return count
+
+    @pytest.mark.parametrize("instance", ["../elsewhere", "..", "/etc/passwd", ""])
+    async def test_a_name_that_leads_elsewhere_is_refused(self, make_router: MakeRouter, instance: str) -> None:
+        with pytest.raises(RouterError, match="the overlay's name cannot be that of a file: it must be"):
+            await make_router().open(instance)
 
 
 def _version(file: Path) -> object:

@@ -11,10 +11,10 @@ from overlaynet.testing.lab import Container, wait_until
 
 _SINK = """
 import select, socket
-stream, datagrams = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
-for each in (stream, datagrams):
-    each.bind(("", 9))
-stream.listen()
+stream = socket.create_server(("", 9), family=socket.AF_INET6, dualstack_ipv6=True)
+datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+datagrams.bind(("", 9))
 sockets = [stream, datagrams]
 while True:
     for each in select.select(sockets, [], [])[0]:
@@ -31,7 +31,7 @@ while True:
 """
 _DATAGRAMS = """
 import contextlib, socket, sys
-client = socket.socket(type=socket.SOCK_DGRAM)
+client = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
 while True:
     with contextlib.suppress(OSError):
         client.sendto(bytes(1000), (sys.argv[1], 9))
@@ -40,7 +40,10 @@ while True:
 
 @contextmanager
 def full_load(a: Container, b: Container) -> Iterator[None]:
-    """A TCP stream and UDP datagrams each way, each as fast as it goes, while the context is open."""
+    """A TCP stream and UDP datagrams each way, each as fast as it goes, while the context is open.
+
+    Between containers that have both IP versions, each way has the stream over the one and the datagrams over the other.
+    """
     with ExitStack() as stack:
 
         def start(container: Container, program: str, *arguments: str) -> None:
@@ -51,9 +54,10 @@ def full_load(a: Container, b: Container) -> Iterator[None]:
 
         for container in (a, b):
             start(container, _SINK)
-        for container, other in ((a, b), (b, a)):
+        for number, (container, other) in enumerate(((a, b), (b, a))):
+            addresses = [str(each.ip) for each in (other.address, other.address6) if each is not None]
             listening = ["ss", "-Hltn", "sport = :9"]
             wait_until(lambda: other.namespace.execute(listening).stdout, 20, "the sink")  # noqa: B023 - called at once
-            start(container, _STREAM, str(other.ip))
-            start(container, _DATAGRAMS, str(other.ip))
+            start(container, _STREAM, addresses[number % len(addresses)])
+            start(container, _DATAGRAMS, addresses[(number + 1) % len(addresses)])
         yield

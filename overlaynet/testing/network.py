@@ -49,7 +49,7 @@ class Node:
 
     def __init__(self, network: Network, name: str, underlay: Underlay, settings: Mapping[str, Any]) -> None:
         self.network = network
-        """The network that it is a node of."""
+        """What it is part of."""
         self.name = name
         """``a``, ``b`` and so on."""
         self.underlay = underlay

@@ -64,8 +64,8 @@ def test_the_examples_of_the_documentation_pass(tmp_path: Path) -> None:
         "test_options_together",
         "test_my_backend",
         "test_whole_daemons",
-        "test_real_hosts",
         "test_my_backend_with_faults",
+        "test_real_hosts",
         "test_deprecated_option",
     }
     output = run_pytest(tmp_path, **examples)

@@ -370,6 +370,44 @@ async def test_an_etcd_that_is_full_says_so(open_table: OpenTable) -> None:
             await table.create("subnets/a", b"", 60.0)
 
 
+async def alarm(etcd: EtcdServer, action: str) -> None:
+    """What a quota that is used up does; nobody has to fill it."""
+    status = await asyncio.to_thread(etcd.post, "/v3/maintenance/status", {})
+    body = {"action": action, "memberID": status["header"]["member_id"], "alarm": "NOSPACE"}
+    await asyncio.to_thread(etcd.post, "/v3/maintenance/alarm", body)
+
+
+async def test_a_full_etcd_keeps_leases_alive_that_are_renewed_unchanged(open_store: OpenStore) -> None:
+    with EtcdServer() as etcd:
+        store, other = open_store(etcd.endpoint), open_store(etcd.endpoint)
+        short = attrs.evolve(NETWORK, lease_ttl=3)
+        lease = await store.acquire(short, request("a"))
+        dead = await store.acquire(short, request("dead"))
+        await alarm(etcd, "ACTIVATE")
+        for _ in range(4):
+            await asyncio.sleep(1.5)
+            kept = await store.renew(short, lease)
+            assert (kept, kept.version) == (lease, lease.version)
+            (found,) = [found for found in (await other.leases()).leases if found.node == "a"]
+            assert found.version == lease.version
+            assert found.ttl is not None
+            assert 1 <= found.ttl <= 3
+        with pytest.raises(StoreUnavailable, match="NOSPACE"):  # the record would have to be another
+            await store.renew(short, attrs.evolve(lease, public_ipv4=IPv4Address("192.0.2.9")))
+        with pytest.raises(StoreUnavailable, match="NOSPACE"):  # a longer life than it was granted
+            await store.renew(NETWORK, lease)
+        assert {found.node for found in (await other.leases()).leases} == {"a"}
+        with pytest.raises(StoreUnavailable, match="NOSPACE"):
+            await store.renew(short, dead)
+        # A deletion goes through, and is seen.
+        assert await other.remove(attrs.evolve(lease, version=kept.version))
+        with pytest.raises(StoreUnavailable, match="NOSPACE"):
+            await store.renew(short, lease)
+        await alarm(etcd, "DEACTIVATE")
+        again = await store.renew(short, lease)
+        assert again.version != lease.version
+
+
 async def test_a_full_etcd_is_read_on_and_leases_are_renewed_once_it_has_room(open_store: OpenStore) -> None:
     with EtcdServer(arguments=["--quota-backend-bytes", "200000"]) as etcd:
         store = open_store(etcd.endpoint)
@@ -379,7 +417,8 @@ async def test_a_full_etcd_is_read_on_and_leases_are_renewed_once_it_has_room(op
             with contextlib.suppress(StoreUnavailable):
                 for step in range(100):
                     await store.table.create(f"filler/{step}", b"x" * 10_000)
-            for call in (store.renew(NETWORK, lease), store.acquire(NETWORK, request("b"))):
+            moved = attrs.evolve(lease, public_ipv4=IPv4Address("192.0.2.9"))
+            for call in (store.renew(NETWORK, moved), store.acquire(NETWORK, request("b"))):
                 with pytest.raises(
                     StoreUnavailable, match=r"out of space \(NOSPACE alarm\): compact and defragment it"
                 ):

@@ -37,7 +37,7 @@ def stop(host: Host) -> float:
 
 @pytest.mark.parametrize(("engine", "threads"), [("native", 1), ("native", 2), ("python", 1)])
 def test_a_daemon_under_full_load_stops_at_once_and_leaves_nothing(engine: str, threads: int) -> None:
-    slowest = []
+    slowest: list[float] = []
     while not slowest or (min(slowest) >= AT_MOST and len(slowest) < TRIES):
         with Lab("stop") as lab:
             for host in lab.hosts:

@@ -300,6 +300,24 @@ def test_wrong_settings_are_named_and_not_tried_again(
     assert machine.journal(UNIT).count(message) == 1
 
 
+def test_of_two_nodes_with_one_identity_the_first_ends_for_good(
+    lab: Lab, machine: SystemdMachine, etcd: EtcdServer
+) -> None:
+    """Or they would take the lease from each other every two seconds, for ever."""
+    configure(machine, etcd_endpoints=[etcd.endpoint], network="10.244.0.0/16", node="twin")
+    drop_in(machine, "RestartSec=100ms")
+    machine.systemctl("start", "overlaynet")
+    other = lab.hosts[1]
+    other.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint], ["--node", "twin"])
+    wait_for_journal(machine, "another process with the same node identity 'twin' at 172.16.130.164; give each")
+    time.sleep(2)
+    assert machine.property("ActiveState") == "failed"
+    assert machine.property("ExecMainStatus") == "3"
+    assert machine.property("NRestarts") == "0"
+    assert other.status()["ready"]
+    assert other.status()["node"] == "twin"
+
+
 def test_what_may_be_over_at_the_next_try_is_tried_again(lab: Lab, machine: SystemdMachine) -> None:
     configure_file_store(machine, iface=["eth7"])
     drop_in(machine, "RestartSec=100ms")

@@ -1,7 +1,8 @@
 """Build and run the fuzzers of the native engine: ``python -m tests.fuzz.fuzzing SECONDS`` is ``make fuzz``.
 
 A target ``fuzz_NAME.c`` is built with libFuzzer, AddressSanitizer and UBSan, and starts from ``corpus/NAME``. After a long
-run without a finding, what it has come to know is merged into that corpus, as few and small inputs as have all of its coverage.
+run without a finding, the inputs that it has found are merged into that corpus, in place of those of earlier runs: as few and
+small ones as reach all that has been reached. The seeds of make_corpus.py stay.
 """
 
 from __future__ import annotations
@@ -67,9 +68,12 @@ def fuzz(program: Path, corpus: Path, seconds: int) -> Run:
     return Run(int(inputs), int(covered[-1]), int(edges))
 
 
-def minimise(program: Path, corpus: Path, into: Path) -> None:
-    """Put as few and small inputs of the corpus into the empty directory ``into`` as have all of its coverage."""
-    _run(program, "-merge=1", into, corpus)
+def merge(program: Path, corpus: Path, into: Path) -> None:
+    """Put as few and small inputs of the corpus beside the seeds in ``into`` as reach all edges that it reaches."""
+    for path in into.iterdir():
+        if re.fullmatch("[0-9a-f]{40}", path.name):  # what libFuzzer calls what it finds
+            path.unlink()
+    _run(program, "-merge=1", "-use_counters=0", into, corpus)
 
 
 def _run(program: Path, *arguments: object) -> str:
@@ -89,9 +93,7 @@ def main(seconds: int) -> None:
             shutil.copytree(HERE / "corpus" / target, corpus)
             run = fuzz(program, corpus, seconds // len(TARGETS))
             kept = HERE / "corpus" / target
-            shutil.rmtree(kept)
-            kept.mkdir()
-            minimise(program, corpus, kept)
+            merge(program, corpus, kept)
             print(  # noqa: T201
                 f"{target}: {run.inputs} inputs, {run.covered} of {run.edges} edges, no finding; "
                 f"{len(list(kept.iterdir()))} inputs kept in {kept}"

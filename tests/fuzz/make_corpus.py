@@ -110,9 +110,9 @@ def received() -> dict[str, bytes]:
     table = bytes([4, 1, 4, 1, *(0, 4, 2, 4, 2), *(SENDER6, 4, 3, 4, 3), *(16, 0, 0, 0, 0)])
     made = {}
     for name, run in runs().items():
+        made[name] = bytes([EVERYTHING, 0]) + table + b"".join(datagram(bytes(packet)) for packet in run)
         for number, refused in enumerate(("", "-refused", "-no-room", "-all-refused")):
             head = bytes([EVERYTHING, (1 << number) >> 1]) + table
-            made[name + refused] = head + b"".join(datagram(bytes(packet)) for packet in run)
             made[f"{name}-run{refused}"] = head + datagram(b"".join(map(bytes, run)), len(run[0]))
     made["spoofed"] = bytes([EVERYTHING, 0]) + table + datagram(bytes(ips(0)[0] / UDP()), flags=COMPLETE | SENDER6)
     return made

@@ -22,7 +22,8 @@ static _Atomic bool over;
 
 static void *carry(void *unused)
 {
-    int error;
+    int refusal, error;
+    CHECK(engine_start(engine, &refusal) == QUEUES);
     CHECK(engine_run(engine, &error) == ENDED_STOPPED);
     return unused;
 }
@@ -70,26 +71,33 @@ static int bound(const char *address, in_port_t port)
     return made;
 }
 
-/* Our own subnet, the far end's, and others that differ from table to table; the far end's counts go on. */
+/* A few peers, so that tables change as fast as they can; or, now and then, as many as the largest networks have. */
+enum { FEW = 20, MANY = 10000, MANY_EACH = 128 };
+
+/* Our own subnets, the far end's, and others that differ from table to table; the far end's counts go on. */
 static struct table *make(unsigned number)
 {
-    struct subnet own[2] = {{24, {10, 244, 1, 0}}, {.length = NO_SUBNET}};
-    struct peer_entry entries[20];
-    struct peer_counters *counters[20];
+    struct subnet own[2] = {{24, {10, 244, 1, 0}}, {64, {0xFD, 0, 0, 1}}};
+    static struct peer_entry entries[MANY];
+    static struct peer_counters *counters[MANY];
+    unsigned count = number % MANY_EACH == 0 ? MANY : FEW;
     const struct table *before = engine_table(engine);
     struct sockaddr_in name;
     socklen_t size = sizeof name;
     CHECK(getsockname(far_end, (struct sockaddr *)&name, &size) == 0);
     memset(entries, 0, sizeof entries);
-    for (unsigned i = 0; i < 20; i++) {
+    for (unsigned i = 0; i < count; i++) {
+        /* IPv4, IPv6 and both, of several lengths. */
+        unsigned at = i == 0 ? 0 : i + number % 200;
         entries[i] = (struct peer_entry){.version = 4, .port = ntohs(name.sin_port), .counters = i,
-                                         .address = {127, 0, 0, (uint8_t)(2 + i)}, .subnet4.length = 24,
-                                         .subnet6.length = NO_SUBNET};
-        uint8_t third = i == 0 ? 2 : (uint8_t)(3 + (i + number) % 200);
-        memcpy(entries[i].subnet4.address, (uint8_t[]){10, 244, third, 0}, 4);
+                                         .address = {127, 0, (uint8_t)(i >> 8), (uint8_t)(2 + i)},
+                                         .subnet4.length = i % 3 == 1 ? NO_SUBNET : i % 2 ? 26 : 24,
+                                         .subnet6.length = i % 3 == 2 ? NO_SUBNET : i % 2 ? 72 : 64};
+        memcpy(entries[i].subnet4.address, (uint8_t[]){10, (uint8_t)(244 + (at >> 8)), (uint8_t)(2 + at), 0}, 4);
+        memcpy(entries[i].subnet6.address, (uint8_t[]){0xFD, 0, (uint8_t)(at >> 8), (uint8_t)(2 + at)}, 4);
         counters[i] = i == 0 && before != NULL ? before->counters[0] : calloc(1, sizeof *counters[i]);
     }
-    struct table *table = table_new(own, entries, 20, counters, 20, true, false);
+    struct table *table = table_new(own, entries, count, counters, count, true, false);
     CHECK(table != NULL);
     return table;
 }

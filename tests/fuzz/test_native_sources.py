@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,15 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_table_is_swapped_without_a_race(tmp_path: Path, sanitizer: str) -> None:
-    program = tmp_path / "swap"
-    compile_c(os.environ.get("CC", "gcc"), program, "swap_tables.c", ENGINE, f"-fsanitize={sanitizer}")
-    done = subprocess.run([program, "3000"], capture_output=True, text=True, check=False)
+    compiled_and_run(tmp_path / "swap", "swap_tables.c", "1500", options=[f"-fsanitize={sanitizer}"])
+
+
+def test_a_device_that_takes_nothing_with_its_header_is_told_from_one_that_is_down(tmp_path: Path) -> None:
+    options = ["-fsanitize=address,undefined", "-Wl,--wrap=ioctl,--wrap=writev"]
+    compiled_and_run(tmp_path / "refuse", "refuse_header.c", options=options)
+
+
+def compiled_and_run(program: Path, source: str, *arguments: str, options: Sequence[str]) -> None:
+    compile_c(os.environ.get("CC", "gcc"), program, source, ENGINE, *options)
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

@@ -37,12 +37,12 @@ MUTATIONS = [
         "unit/test_etcd_client.py::test_a_watch_lists_anew_if_etcd_no_longer_has_what_was_seen_last",
     ),
     mutation(
-        "a watch goes on over a compaction",
+        "a watch whose last event is compacted away ends",
         "Compaction of a watch's gap",
         "stores/_etcd_watch.py",
-        '            raise _ListAnew("what came next is compacted away")',
-        "            return",
-        "unit/test_etcd_client.py::test_a_watch_that_cannot_go_on_lists_anew",
+        "            if refusal.code != _OUT_OF_RANGE:",
+        "            if True:",
+        "unit/test_etcd_client.py::test_a_watch_lists_anew_if_etcd_no_longer_has_what_was_seen_last",
     ),
     mutation(
         "a watch that broke stays at its member",
@@ -289,7 +289,7 @@ MUTATIONS = [
         "stores/_file_lock.py",
         "if os.path.samestat(os.fstat(lock), os.stat(self._path)):",
         "if True:",
-        "unit/test_file_store.py::test_a_lock_of_a_directory_that_was_removed_is_no_lock",
+        "unit/test_file_store.py::test_a_lock_that_is_removed_while_it_is_taken_is_no_lock",
     ),
     # Time
     mutation(
@@ -396,6 +396,23 @@ MUTATIONS = [
         "delivery.py",
         "if packet[2] << 8 | packet[3] == size:",
         "if packet[2] << 8 | packet[3] <= size:",
+        "unit/test_delivery.py::test_what_is_not_one_whole_packet_is_malformed",
         "unit/test_udp_packets.py::test_no_bytes_but_one_whole_packet_are_accepted",
+    ),
+    mutation(
+        "what the kernel drops is seen by nobody",
+        "A flood of datagrams",
+        "backends/udp/wire.py",
+        "            self._total += (dropped - self._seen.get(wire, 0)) % 2**32\n",
+        "",
+        "unit/test_udp_wire_losses.py::test_what_the_kernel_drops_is_counted_over_sockets_that_come_and_go",
+    ),
+    mutation(
+        "the entries of other devices are told, too",
+        "What `vxlan` has in the kernel is deleted",
+        "netlink_events.py",
+        "return socket.if_indextoname(index) in devices()",
+        "return True",
+        "net/test_router.py::test_of_neighbours_only_permanent_ones_of_the_devices_are_told",
     ),
 ]

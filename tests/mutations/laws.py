@@ -127,12 +127,12 @@ MUTATIONS = [
         "net/test_router.py::test_a_foreign_route_in_the_way_is_named_and_left_alone",
     ),
     mutation(
-        "whatever has the device's name is our device",
+        "whatever has the VXLAN device's name is ours",
         "law 3",
-        "tun_device.py",
-        "if link is None or link.index != self._index:",
-        "if link is None:",
-        "unit/test_packet_device.py::test_while_its_name_is_taken_there_is_none_and_what_is_written_is_dropped",
+        "backends/vxlan/device.py",
+        "return link.alias == _ALIAS or link.hardware_address == self.hardware_address",
+        "return True",
+        "net/test_kernel_backends.py::test_a_device_of_someone_else_is_refused_and_left_alone",
     ),
     # 4. No packet for the overlay leaks; the sender is told, or gets nothing.
     mutation(

@@ -96,6 +96,7 @@ def failures(mutation: Mutation | None, tests: Collection[str], directory: Path)
         stderr=subprocess.STDOUT,
         text=True,
         timeout=_SECONDS,
+        check=False,
     )
     # 2 and above: interrupted, not found, nothing collected. 1 may also be a test that could not even begin.
     assert run.returncode in (0, 1), f"the tests could not be run:\n{run.stdout}"

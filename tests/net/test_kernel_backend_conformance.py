@@ -41,6 +41,7 @@ class TestVxlan(KernelBackendConformance):
             assert isinstance(backend, VxlanBackend)
             assert backend._claim is not None
             backend._claim.close()
+            backend._close_signal()
 
         return crash
 

@@ -135,8 +135,9 @@ def test_what_is_deleted_from_the_kernel_comes_back(lab: Lab) -> None:
     wait_until(lambda: reaches(first, second), 20, "a ping to arrive through the device that was set down")
     address = link(b)["address"]
     a.namespace.execute(["bridge", "fdb", "del", address, "dev", "overlay0", "self"])
-    a.namespace.ip("link add any0 type bridge")  # some change that the daemon follows
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new forwarding entry")
+    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new forwarding entry, before the audit")
+    a.namespace.ip("neighbour del 10.244.2.0 dev overlay0")
+    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new neighbour entry, before the audit")
     a.namespace.ip("route delete 10.244.2.0/24")
     wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new route")
 

@@ -571,8 +571,10 @@ def test_a_crashed_runs_device_is_adopted_and_carries_packets_meanwhile(hosts: t
 def crash(host: Host) -> None:
     """What the end of a process does to its backend: only its descriptors are closed."""
     backend = host.made.pop()
-    claim = backend._claim  # type: ignore[attr-defined]
-    claim.close()
+    assert isinstance(backend, VxlanBackend)
+    assert backend._claim is not None
+    backend._claim.close()
+    backend._close_signal()
 
 
 def test_a_crashed_runs_device_that_does_not_fit_is_replaced(hosts: tuple[Host, Host, Host]) -> None:

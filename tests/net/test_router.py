@@ -17,7 +17,7 @@ import pytest
 from overlaynet.errors import RouterError
 from overlaynet.model import IPNetwork, Route
 from overlaynet.netlink import Netlink, NetlinkError
-from overlaynet.netlink_events import ChangeSignal
+from overlaynet.netlink_events import ChangeSignal, Group, permanent_entry_of
 from overlaynet.routers.netlink import NetlinkRouter, NetlinkRouterOptions
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.routers import AddForeign, CountWrites, Installed, MakeRouter, RouterConformance
@@ -304,16 +304,19 @@ async def test_a_foreign_route_in_the_way_is_named_and_left_alone(
     assert shown(namespace) == [LEADING_TEXT, BACKSTOP_TEXT]
 
 
-async def test_a_foreign_route_beside_ours_is_not_replaced(namespace: NetworkNamespace, router: NetlinkRouter) -> None:
+@pytest.mark.parametrize("way", ["via 172.16.130.9 dev eth0", "via 10.244.2.9 dev overlay0"])
+async def test_a_foreign_route_beside_ours_is_not_replaced(
+    namespace: NetworkNamespace, router: NetlinkRouter, way: str
+) -> None:
     def via(gateway: str) -> Route:
         return Route(ip_network("10.244.2.0/24"), device="overlay0", gateway=ip_address(gateway), onlink=True)
 
     await router.apply([via("10.244.2.1")])
     # The kernel allows it if it is told to; replacing would then take the first of the two.
-    namespace.ip("route prepend 10.244.2.0/24 via 172.16.130.9 dev eth0 proto static")
-    with pytest.raises(RouterError, match="because there is 10.244.2.0/24 via 172.16.130.9 dev eth0 proto 4"):
+    namespace.ip(f"route prepend 10.244.2.0/24 {way} onlink proto static")
+    with pytest.raises(RouterError, match=f"because there is 10.244.2.0/24 {way} .*proto 4"):
         await router.apply([via("10.244.2.2")])
-    assert shown(namespace) == ["10.244.2.0/24 via 172.16.130.9 dev eth0 proto static"]
+    assert shown(namespace) == [f"10.244.2.0/24 {way} proto static onlink"]
 
 
 async def test_other_protocol_numbers_are_not_ours(namespace: NetworkNamespace, make_router: MakeRouter) -> None:
@@ -459,6 +462,31 @@ async def test_a_change_is_not_lost_by_cancelling(namespace: NetworkNamespace, r
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await within(router.changed())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["neighbour del 10.244.2.0 dev overlay0", "neighbour add 10.244.3.0 dev overlay0 lladdr 02::3 nud permanent"],
+)
+async def test_of_neighbours_only_permanent_ones_of_the_devices_are_told(
+    namespace: NetworkNamespace, change: str
+) -> None:
+    namespace.ip("neighbour add 10.244.2.0 dev overlay0 lladdr 02:00:00:00:00:02 nud permanent")
+    signal = ChangeSignal([Group.NEIGHBOURS], permanent_entry_of(lambda: ["overlay0"]))
+    try:
+        namespace.ip(
+            "neighbour add 10.244.9.1 dev overlay0 lladdr 02:00:00:00:00:91 nud reachable",  # as ARP does
+            "neighbour replace 10.244.9.1 dev overlay0 lladdr 02:00:00:00:00:92 nud stale",
+            "neighbour add 172.16.130.99 dev eth0 lladdr 02:00:00:00:00:99 nud permanent",  # another's
+            "neighbour del 172.16.130.99 dev eth0",
+        )
+        waiting = asyncio.create_task(signal.wait())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        namespace.ip(change.replace("02::3", "02:00:00:00:00:03"))
+        await within(waiting)
+    finally:
+        signal.close()
 
 
 async def test_a_flood_of_changes_is_one_change(namespace: NetworkNamespace, router: NetlinkRouter) -> None:

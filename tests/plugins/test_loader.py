@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Callable
 from importlib.metadata import EntryPoints, entry_points
+from typing import Any, cast
 
 import pytest
 
@@ -434,6 +435,48 @@ def test_one_observer_that_raises_does_not_keep_others_from_being_called(caplog:
     plugins.notify("overlaynet_stopping")
     assert sorted(calls) == ["a", "a", "b", "c", "c"]
     assert [record.message for record in caplog.records] == ["plugin disabled"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "messages", "calls"),
+    [(0.9, [], 2), (1.1, ["plugin is slow"] * 2, 2), (29.0, ["plugin is slow"] * 2, 2), (31.0, ["plugin disabled"], 1)],
+)
+def test_an_observer_that_keeps_others_waiting_is_named_and_one_that_does_so_for_long_is_disabled(
+    seconds: float,
+    messages: list[str],
+    calls: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("overlaynet.plugins.time.monotonic", lambda: now[0])
+    called: list[str] = []
+
+    class Slow:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            called.append("slow")
+            now[0] += seconds
+
+    class Quick:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            called.append("quick")
+
+    plugins = Plugins()
+    plugins.register(Slow(), name="slow one")
+    plugins.register(Quick(), name="quick one")
+    plugins.notify("overlaynet_recovered")
+    plugins.notify("overlaynet_recovered")
+    assert (called.count("slow"), called.count("quick")) == (calls, 2)
+    assert [record.message for record in caplog.records] == messages
+    for record in cast("list[Any]", caplog.records):
+        assert (record.fields["plugin"], record.fields["hook"]) == ("slow one", "overlaynet_recovered")
+        assert record.fields["seconds"] == seconds
+        if record.message == "plugin is slow":
+            assert record.fields["hint"] == "everything else waits for it; have it do its work in a thread"
+        else:
+            assert record.fields["error"] == "everything else waited for it"
 
 
 def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:

@@ -1,8 +1,8 @@
-"""A long run under load: `make soak` takes ten minutes, the test suite one.
+"""A long run under load: `make soak` takes ten minutes for each engine, the test suite one minute for both.
 
-Two hosts carry all that two containers send each other, TCP and UDP, while peers come and go (one each second) and the
-device of one host is deleted now and then. Resident memory, descriptors and threads of both daemons are sampled each
-second. After a quarter of the time, which caches and buffers have to fill, none of them may grow:
+Two hosts carry all that two containers send each other, TCP and UDP, IPv4 and IPv6, while peers come and go (one each
+second) and the device of one host is deleted now and then. Resident memory, descriptors and threads of both daemons are
+sampled each second. After a quarter of the time, which caches and buffers have to fill, none of them may grow:
 
 - Descriptors and threads: the median of the last quarter is no more than that of the second quarter. Both come and go for
   moments (each question to the kernel has a thread and a socket, and a deleted device leaves the engine without its own), so
@@ -28,11 +28,13 @@ import pytest
 
 from overlaynet.model import Lease, LeaseRequest
 from overlaynet.stores.file import FileStore
-from overlaynet.testing.lab import DaemonProcess, Host, Lab, wait_until
+from overlaynet.testing.lab import NETWORK6, DaemonProcess, Host, Lab, wait_until
 from overlaynet.testing.load import full_load
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 """How long the load lasts."""
+ENGINES = [("native", "native"), ("python", "python")] if "SOAK_SECONDS" in os.environ else [("native", "python")]
+"""Of the two hosts, in each run."""
 DEVICE_DELETED_EVERY = 10
 """Seconds."""
 MEMORY_SLACK = 2**20
@@ -119,10 +121,11 @@ async def change_peers(lab: Lab, leases: list[Lease]) -> None:
 
 
 @pytest.mark.timeout(SECONDS + 120)
-def test_a_long_run_under_load_shows_no_growth() -> None:
-    with Lab("soak") as lab:
-        for host in lab.hosts:
-            host.start_overlaynet(lab.file_store)
+@pytest.mark.parametrize("engines", ENGINES, ids="-".join)
+def test_a_long_run_under_load_shows_no_growth(engines: tuple[str, str]) -> None:
+    with Lab("soak", overlay6=NETWORK6) as lab:
+        for host, engine in zip(lab.hosts, engines, strict=True):
+            host.start_overlaynet(lab.file_store, ["--udp-engine", engine])
             host.connect_containers()
         lab.wait_until_acquainted()
         samples: dict[str, list[Sample]] = {host.label: [] for host in lab.hosts}
@@ -144,7 +147,9 @@ def test_a_long_run_under_load_shows_no_growth() -> None:
                     samples[host.label].append(sample(host.daemon))
         wait_until(lambda: said(deleted, "device made again") == deletions, 30, "the device to be made the last time")
         for host, count in zip(lab.hosts, before, strict=True):
-            print(describe(host.label, samples[host.label]), f"{delivered(host) - count} packets received", sep="; ")  # noqa: T201
+            packets: Any = host.status()["packets"]
+            label = f"{host.label}, {packets['engine']} engine"
+            print(describe(label, samples[host.label]), f"{delivered(host) - count} packets received", sep="; ")  # noqa: T201
             assert delivered(host) - count > 100 * SECONDS, "there was a load"
             assert host.status()["problems"] == {}
             assert said(host, "peer added") >= SECONDS / 4, "peers came and went"

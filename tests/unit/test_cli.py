@@ -1,5 +1,6 @@
 """The command line, on the file store, as subprocesses and in process."""
 
+import argparse
 import asyncio
 import json
 import math
@@ -17,6 +18,8 @@ import pytest
 
 from overlaynet import __version__
 from overlaynet.cli import BUILT_IN, main
+from overlaynet.commands import Command
+from overlaynet.errors import ConfigError, IdentityTaken, LeaseLost, OverlaynetError, SettingsError
 from overlaynet.leases import TableStore
 from overlaynet.model import Lease, Snapshot, Subnets
 from overlaynet.records import encode_lease, lease_key
@@ -501,3 +504,24 @@ def test_a_released_lease_stays_reserved(with_network: Path, capsys: pytest.Capt
     content = listed(with_network, capsys)
     assert content["leases"] == []
     assert len(content["reservations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (LeaseLost("another node has it"), 1),
+        (ConfigError("the network document is wrong"), 1),
+        (SettingsError("a flag is wrong"), 2),
+        (IdentityTaken("another process is this node"), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_exit_status_says_if_it_is_of_use_to_try_again(
+    error: OverlaynetError, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr("overlaynet.cli._find", lambda name: Command("run", "be a node", lambda parser: None, run))
+    assert main(["run"]) == status
+    assert capsys.readouterr().err == f"overlaynet: {error}\n"

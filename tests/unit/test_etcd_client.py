@@ -5,7 +5,7 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -520,3 +520,74 @@ async def test_who_waits_is_woken_from_a_thread() -> None:
     async with asyncio.timeout(PATIENCE):
         assert await waiting is None
         await newest.wait_closed()
+
+
+# -- an etcd that is full
+
+FULL = (
+    429,
+    {
+        "error": "etcdserver: mvcc: database space exceeded",
+        "message": "etcdserver: mvcc: database space exceeded",
+        "code": 8,
+    },
+)
+KEPT_KEY = base64.b64encode(b"subnets/a").decode()
+
+
+def kept(header: Mapping[str, object] = HEADER, **changes: object) -> Answer:
+    """The record, as ``kv/range`` shows it."""
+    found = {"key": KEPT_KEY, "value": base64.b64encode(b"v").decode(), "mod_revision": "90", "lease": "1234"} | changes
+    return 200, {"header": header, "kvs": [found]}
+
+
+def prolonged(header: Mapping[str, object] = HEADER, ttl: int = 60) -> Answer:
+    return 200, {"result": {"header": header, "ID": "1234", "TTL": f"{ttl}"}}
+
+
+def living(seconds: int = 60, keys: Sequence[str] = (KEPT_KEY,)) -> Answer:
+    return 200, {"header": HEADER, "ID": "1234", "TTL": f"{seconds}", "keys": list(keys)}
+
+
+LATER_TERM = {**HEADER, "raft_term": "3"}
+GOOD: Mapping[str, list[Answer]] = {
+    "lease/grant": [FULL],
+    "kv/range": [kept()],
+    "lease/keepalive": [prolonged()],
+    "lease/timetolive": [living()],
+}
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ({}, "kept"),
+        ({"lease/keepalive": [prolonged(ttl=61)]}, "kept"),
+        ({"kv/range": [EMPTY]}, "changed"),
+        ({"kv/range": [kept(mod_revision="91")]}, "changed"),
+        ({"kv/range": [kept(lease="1235")]}, "changed"),
+        ({"kv/range": [kept(), EMPTY]}, "changed"),
+        ({"kv/range": [kept(), kept(mod_revision="91")]}, "changed"),
+        ({"kv/range": [kept(), kept(lease="1235")]}, "changed"),
+        ({"kv/range": [kept(value="")]}, "refused"),  # something else is to be published
+        ({"lease/keepalive": [prolonged(ttl=0)]}, "refused"),  # it ended at this very moment
+        ({"lease/keepalive": [prolonged(ttl=59)]}, "refused"),  # it was made for a shorter lifetime
+        ({"lease/keepalive": [prolonged(LATER_TERM)]}, "refused"),
+        ({"kv/range": [kept(), kept(LATER_TERM)]}, "refused"),  # a leader that was deposed may have prolonged it
+        ({"lease/timetolive": [living(-1, ())]}, "refused"),
+        ({"lease/timetolive": [living(60, ())]}, "refused"),
+    ],
+)
+async def test_what_a_full_etcd_keeps_alive_counts_only_if_all_proves_it(
+    gateway: Gateway, open_table: OpenTable, answers: Mapping[str, list[Answer]], outcome: str
+) -> None:
+    gateway.answers = {path: list(answer) for path, answer in {**GOOD, **answers}.items()}
+    replacing = open_table().replace(Record("subnets/a", b"", "90/1234"), b"v", 60.0)
+    if outcome == "refused":
+        with pytest.raises(StoreUnavailable, match="NOSPACE"):
+            await replacing
+    else:
+        found = await replacing
+        expected = ("subnets/a", b"v", "90/1234", 60.0) if outcome == "kept" else None
+        assert (found and (found.key, found.value, found.version, found.ttl)) == expected
+    assert "kv/txn" not in {request.path for request in gateway.requests}

@@ -18,6 +18,7 @@ from overlaynet.backends import _command, extension
 from overlaynet.backends._command import CommandFailed, check_command, expand, run
 from overlaynet.backends.alloc import AllocBackend, AllocOptions
 from overlaynet.backends.extension import ExtensionBackend, ExtensionOptions
+from overlaynet.devices import is_claimed
 from overlaynet.errors import BackendError, ConfigError
 from overlaynet.model import Device, Lease, LeaseData, Peer, Subnets, Underlay
 from overlaynet.testing.fakes import fake_underlay
@@ -128,7 +129,8 @@ async def test_a_device_and_an_mtu_of_the_commands_are_told(make: Making) -> Non
     with pytest.raises(BackendError) as caught:
         await too_large.open(NETWORK, fake_underlay("192.0.2.1"))
     assert str(caught.value) == (
-        "the network document's Backend asks for MTU 9000, but eth0 carries at most 1500; lower the one or raise the other"
+        "the network document's Backend asks for MTU 9000, but at most 1500 fits into the MTU 1500 of eth0; "
+        "lower the one or raise the other"
     )
 
 
@@ -376,7 +378,9 @@ async def test_a_change_whose_command_fails_is_tried_again_and_so_is_the_way_bac
 async def test_an_underlay_too_small_for_the_mtu_is_refused_and_nothing_is_run(make: Making, journal: Path) -> None:
     made = await started(make(MTU=1450))
     journal.write_text("")
-    with pytest.raises(BackendError, match="Backend asks for MTU 1450, but eth0 carries at most 1400; lower the one"):
+    with pytest.raises(
+        BackendError, match="asks for MTU 1450, but at most 1400 fits into the MTU 1400 of eth0; lower the one"
+    ):
         await made.set_underlay(fake_underlay("192.0.2.1", mtu=1400))
     assert journal.read_text() == ""
 
@@ -511,6 +515,28 @@ async def test_alloc_leases_and_does_no_more() -> None:
     assert not made.backstop
     assert await made.set_underlay(fake_underlay("192.0.2.1", mtu=1400)) == Device("eth0", 1400, instance="alloc")
     await made.aclose()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [AllocBackend(AllocOptions(name="lo")), ExtensionBackend(ExtensionOptions(name="lo", pre_startup_command="false"))],
+    ids=["alloc", "extension"],
+)
+async def test_a_name_that_is_an_interfaces_is_refused(made: AllocBackend | ExtensionBackend) -> None:
+    """The routes through that interface would be taken for the overlay's own."""
+    with pytest.raises(BackendError) as caught:
+        await made.open(NETWORK, fake_underlay("192.0.2.1"))
+    assert str(caught.value) == (
+        "there is a network interface lo, whose routes could not be told from this overlay's; "
+        "choose another Name in the network document's Backend"
+    )
+    assert not is_claimed("lo")
+    await made.aclose()
+
+
+def test_a_name_of_alloc_is_one_as_of_the_others() -> None:
+    with pytest.raises(ConfigError, match="option Name must be an interface name, such as 'overlay0', not 'a/b'"):
+        options.parse(AllocOptions, {"Name": "a/b"}, "backend alloc")
 
 
 @pytest.mark.parametrize("made", [AllocBackend(AllocOptions()), ExtensionBackend(ExtensionOptions())], ids=["a", "e"])

@@ -1,9 +1,12 @@
 """What only the native engine does: packets behind the header of IFF_VNET_HDR, runs of them; socket pairs stand for devices."""
 
 import contextlib
+import os
 import selectors
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -346,3 +349,54 @@ class TestSeveralQueues:
             NativeEngine(0, [], 1472, PeerTable(OWN), more_queues=[(0, [])] * 64)
         with pytest.raises(ValueError, match="one socket for each IP version"):
             NativeEngine(0, [1, 2, 3], 1472, PeerTable(OWN))
+
+
+FEW_TASKS = """
+import logging, os, resource, socket, struct, threading
+from ipaddress import IPv4Network, ip_address
+from overlaynet.backends.udp.engine import EnginePeer, PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
+from overlaynet.model import Subnets
+import encodings.idna
+
+logging.basicConfig(format="%(message)s")
+def bound(address, port=0):
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((address, port))
+    made.settimeout(20)
+    return made
+
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
+wires = [bound("127.0.0.1")]
+wires += [bound("127.0.0.1", wires[0].getsockname()[1]) for _ in range(3)]
+for near in (*wires, *(near for near, _ in pairs)):
+    near.setblocking(False)
+peer = bound("127.0.0.2")
+own, second = Subnets(IPv4Network("10.244.1.0/24")), Subnets(IPv4Network("10.244.2.0/24"))
+table = PeerTable(own, (EnginePeer(second, ip_address("127.0.0.2"), peer.getsockname()[1]),))
+(first, *more) = [(near.fileno(), [wire.fileno()]) for (near, _), wire in zip(pairs, wires)]
+engine = NativeEngine(*first, 1472, table, more_queues=more, device_header=False)
+
+def look():
+    for number, (_, far) in enumerate(pairs * 2):
+        packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
+        far.send(packet)
+        assert peer.recv(65535) == packet
+    engine.stop()
+
+# The main thread, the one that looks, and one of the three that the engine would like to have.
+os.setuid(61317)
+resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+threading.Thread(target=look).start()
+engine.run()
+print(engine.threads, engine.counters().peers[second].sent_packets)
+engine.close()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can be another user, who has no other tasks")
+def test_where_the_kernel_gives_fewer_threads_these_serve_all_queues() -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_TASKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "2 8\n"), done.stderr
+    assert done.stderr == "fewer threads than asked for\n"

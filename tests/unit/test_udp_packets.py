@@ -55,7 +55,7 @@ def test_whole_ipv6_packets_are_read(source: IPv6Address, destination: IPv6Addre
             lambda first, length, rest: bytes([first, 0]) + length.to_bytes(2, "big") + rest,
             st.sampled_from([0x44, 0x45, 0x46, 0x4F, 0x40, 0x55]),
             st.integers(0, 70),
-            st.binary(max_size=66),
+            st.binary(min_size=14, max_size=66),
         ),
         st.builds(
             lambda first, length, rest: bytes([first, 0, 0, 0]) + length.to_bytes(2, "big") + rest,

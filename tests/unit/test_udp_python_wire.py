@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, ip_address
 
@@ -11,7 +12,6 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from overlaynet.backends.udp import python_wire
 from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.backends.udp.python_wire import Wire
@@ -103,7 +103,7 @@ def test_without_offloads_each_packet_is_sent_alone(monkeypatch: pytest.MonkeyPa
 
 def test_what_the_kernel_refuses_together_is_sent_singly_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(python_wire, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     rig.error = OSError(errno.EIO, os.strerror(errno.EIO))
     assert rig.carry([100, 100, 100]) == [3, 1, 1, 1]
     assert rig.offloads()["udp_segment"] == "failing: EIO (1 times)"
@@ -115,6 +115,24 @@ def test_what_the_kernel_refuses_together_is_sent_singly_for_a_while(rig: Rig, m
     assert rig.carry([100, 100]) == [2]
     assert rig.offloads()["udp_segment"] == "on (failed 2 times)"
     assert rig.engine.counters().peers[SECOND].sent_packets == 9
+
+
+def test_a_way_that_takes_no_runs_does_not_slow_down_the_others(rig: Rig) -> None:
+    with datagram_socket() as other:
+        third = EnginePeer(Subnets(IPv4Network("10.244.3.0/24")), ip_address("127.0.0.1"), other.getsockname()[1])
+        second = EnginePeer(SECOND, ip_address("127.0.0.1"), rig.peer.getsockname()[1])
+        rig.engine.set_table(PeerTable(OWN, (second, third)))
+        rig.error = OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        assert rig.carry([100, 100]) == [2, 1, 1]
+        rig.error = None
+        assert rig.carry([100, 100]) == [1, 1]
+        packet = bytes(IP(src="10.244.1.1", dst="10.244.3.1") / UDP() / Raw(bytes(100)))
+        for _ in range(3):
+            rig.device.send(packet)
+        rig.sends.clear()
+        rig.engine._send_burst()
+        assert rig.sends == [3]
+        assert [other.recv(65535) for _ in range(3)] == [packet] * 3
 
 
 def test_what_is_refused_for_another_reason_is_counted_and_not_tried_again(rig: Rig) -> None:

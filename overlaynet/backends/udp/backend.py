@@ -12,13 +12,13 @@ from typing import ClassVar
 import attrs
 
 from overlaynet.backends.udp.choice import EngineChoice, choose
-from overlaynet.backends.udp.encapsulation import LARGEST_PAYLOAD, fitting_mtu, largest_mtu, peer_address
-from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, PeerTable, Queue
+from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, HeaderRefused, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
 from overlaynet.backends.udp.offloads import OffloadLog
-from overlaynet.backends.udp.wire import open_sockets
+from overlaynet.backends.udp.wire import Losses, open_sockets
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
+from overlaynet.encapsulation import LARGEST_PACKET, fitting_mtu, largest_mtu, peer_address
 from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, Lease, LeaseData, Peer, Route, Subnets, Underlay
@@ -30,6 +30,8 @@ from overlaynet.tun_device import TunDevice
 
 log = logging.getLogger(__name__)
 
+OVERHEAD = {4: 28, 6: 48}
+"""Bytes that the tunnel adds to each packet, by IP version of the underlay: an IP header without options, a UDP header."""
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at the engine's offloads."""
 
@@ -44,7 +46,7 @@ class UdpOptions:
         None,
         "Bytes in the largest packet that containers can send; by default as much as fits into the underlay's MTU",
         name="MTU",
-        check=between(576, LARGEST_PAYLOAD),
+        check=between(576, LARGEST_PACKET - OVERHEAD[4]),
     )
 
 
@@ -78,6 +80,7 @@ class UdpBackend(Backend):
         self._engine: EngineThread | None = None
         self._earlier: Counters | None = None
         """The counts of all engines before this one."""
+        self._losses = Losses()
         self._signal: ChangeSignal | None = None
         self._device_ended = asyncio.Event()
         self._device_lost = False
@@ -93,7 +96,7 @@ class UdpBackend(Backend):
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
         """Bind the sockets and create the device, which stays down. Like flannel's udp, nothing is published."""
         choice = choose(*self._settings)
-        mtu = fitting_mtu(self.options.mtu, network, underlay)
+        mtu = fitting_mtu(network, underlay, _overhead(underlay), self.options.mtu)
         addresses = _addresses(underlay)
         with contextlib.ExitStack() as undo:
             wires = open_sockets(addresses, self.options.port, choice.threads)
@@ -117,9 +120,7 @@ class UdpBackend(Backend):
         engine = await self._mend(self._own, self._mtu)
         log.info(
             "packet engine started",
-            extra=fields(
-                engine=engine.name, threads=_fewest(self._wires), offloads=dict(engine.counters().offloads) or None
-            ),
+            extra=fields(engine=engine.name, threads=engine.threads, offloads=dict(engine.counters().offloads) or None),
         )
         return Device(self.options.name, self._mtu)
 
@@ -141,7 +142,7 @@ class UdpBackend(Backend):
         if self._network is None:
             raise BackendError("the udp backend was not opened; this is a defect of its caller")
         addresses = _addresses(underlay)
-        most = largest_mtu(self._network, underlay)
+        most = largest_mtu(self._network, underlay, _overhead(underlay))
         mtu = most if self.options.mtu is None else self.options.mtu
         new = open_sockets(
             (address for address in addresses if address not in self._wires), self.options.port, _fewest(self._wires)
@@ -176,6 +177,7 @@ class UdpBackend(Backend):
         """Log what becomes of the offloads until the engine has ended by a defect, or :meth:`aclose`."""
         offloads = OffloadLog()
         while not self._ended.is_set():
+            self._count_losses()
             if self._engine is not None:
                 offloads.look(self._engine.engine.counters().offloads)
             with contextlib.suppress(TimeoutError):
@@ -199,10 +201,13 @@ class UdpBackend(Backend):
     def status(self) -> Mapping[str, JSON]:
         """Engine, threads, device, MTU and port; counters by peer; drops by reason; ICMP errors that were sent.
 
-        ``threads_refused`` counts the threads that were asked for and that the kernel gave no queue or socket for.
+        Among the drops is ``receive_congested``, what the kernel has dropped at the sockets: it came faster than the engine
+        could take it, or damaged. ``threads_refused`` counts the threads that were asked for and that the kernel did not give,
+        or gave no queue or socket.
         """
         engine, counters = self._engine, self._counters()
-        threads, wanted = _fewest(self._wires), self._choice.threads if self._choice is not None else 0
+        threads = engine.engine.threads if engine is not None else _fewest(self._wires)
+        wanted = self._choice.threads if self._choice is not None else 0
         status: dict[str, JSON] = {
             "engine": engine.engine.name if engine is not None else None,
             "threads": threads if engine is not None else 0,
@@ -218,6 +223,7 @@ class UdpBackend(Backend):
             count = counters.peers.get(peer.subnets, NOTHING)
             peers[str(peer.subnets)] = {"address": str(peer.address), **attrs.asdict(count)}
         drops = {reason.name.lower(): count for reason, count in counters.drops.items()}
+        drops["receive_congested"] = self._count_losses()
         return status | {
             "peers": peers,
             "drops": drops,
@@ -294,12 +300,23 @@ class UdpBackend(Backend):
             await self._engine.stop()
             self._earlier = self._counters()
             self._engine = None
+        self._count_losses()
         while self._old_wires:
             self._old_wires.pop().close()
 
     def _engine_ended(self, engine: EngineThread) -> None:
         if isinstance(engine.failure, DeviceGone):
             log.debug("device gone", extra=fields(device=self.options.name, reason=engine.failure))
+            self._device_ended.set()
+        elif isinstance(engine.failure, HeaderRefused) and self._choice is not None:
+            log.warning(
+                "device refuses packets with the header that offloads need",
+                extra=fields(
+                    device=self.options.name, reason=engine.failure, hint="it is made again without the header"
+                ),
+            )
+            self._choice = attrs.evolve(self._choice, offload_header=False)
+            self._device_lost = True
             self._device_ended.set()
         elif engine.failure is not None:
             name, error = engine.engine.name, engine.failure
@@ -316,10 +333,15 @@ class UdpBackend(Backend):
             self._signal.close()
         if self._device is not None:
             self._device.close()
+        self._count_losses()
         _close_all(self._wires)
         for wire in self._old_wires:
             wire.close()
         self._ended.set()
+
+    def _count_losses(self) -> int:
+        wires = [*self._old_wires, *(wire for wires in self._wires.values() for wire in wires)]
+        return self._losses.look(wire for wire in wires if wire.fileno() != -1)
 
     def _counters(self) -> Counters | None:
         if self._engine is None:
@@ -367,6 +389,11 @@ def _close_all(wires: Mapping[IPAddress, Sequence[socket.socket]]) -> None:
     for each in wires.values():
         for wire in each:
             wire.close()
+
+
+def _overhead(underlay: Underlay) -> int:
+    """Of the outer headers that may be needed, the longer ones."""
+    return OVERHEAD[6 if underlay.ipv6 is not None else 4]
 
 
 def _addresses(underlay: Underlay) -> list[IPAddress]:

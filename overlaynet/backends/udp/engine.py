@@ -141,6 +141,10 @@ class Offload:
         return f"on (failed {self.failures} times)" if self.failures else "on"
 
 
+class HeaderRefused(Exception):
+    """The kernel has granted the header of ``IFF_VNET_HDR``, but its device takes no packet with it."""
+
+
 class Engine(abc.ABC):
     """Carries packets between the device and the sockets it was made with.
 
@@ -152,6 +156,8 @@ class Engine(abc.ABC):
     """
 
     name: ClassVar[str]
+    threads: int = 1
+    """How many threads carry packets; the kernel may give fewer than were asked for, which is known once it runs."""
 
     @abc.abstractmethod
     def __init__(self, tun: int, sockets: Sequence[int], mtu: int, table: PeerTable) -> None: ...

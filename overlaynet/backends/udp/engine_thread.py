@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 from overlaynet._threads import call_in_thread
 from overlaynet.backends.udp.engine import Engine
+from overlaynet.errors import BackendError
+
+MORE_THREADS = "raise the limit of tasks: TasksMax= of the systemd unit, pids.max of a container, or ulimit -u"
+"""What to do where the kernel gives no thread."""
 
 
 class EngineThread:
@@ -16,6 +20,7 @@ class EngineThread:
     :param engine: a new one.
     :param device: the name of the device, for the thread's name.
     :param ended: called in the event loop once the engine has ended, whatever made it end.
+    :raises BackendError: if the kernel gives no thread; the engine is closed then.
     """
 
     def __init__(self, engine: Engine, device: str, ended: Callable[[EngineThread], None]) -> None:
@@ -27,7 +32,11 @@ class EngineThread:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"{engine.name} engine of {device}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            engine.close()
+            raise BackendError(f"the packet engine gets no thread ({error}); {MORE_THREADS}") from error
 
     async def stop(self) -> None:
         """Return when the engine has ended. Idempotent; if it is cancelled, the engine ends all the same."""

@@ -6,6 +6,7 @@ Importing this module raises :exc:`ImportError` where the extension module was n
 from __future__ import annotations
 
 import array
+import logging
 import os
 import struct
 import threading
@@ -13,13 +14,27 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from overlaynet.backends.udp import _native
-from overlaynet.backends.udp.engine import Counters, Drop, Engine, Offload, PeerCounters, PeerTable, Queue
+from overlaynet.backends.udp.engine import (
+    Counters,
+    Drop,
+    Engine,
+    EnginePeer,
+    HeaderRefused,
+    Offload,
+    PeerCounters,
+    PeerTable,
+    Queue,
+)
+from overlaynet.backends.udp.engine_thread import MORE_THREADS
 from overlaynet.errors import DeviceGone
+from overlaynet.logs import fields
 from overlaynet.model import Subnets
+
+log = logging.getLogger(__name__)
 
 # The order of the C enumerations.
 _OFFLOADS = ("tun_tcp", "tun_udp", "udp_segment", "udp_gro")
-_STOPPED, _DEVICE_GONE = 0, 1
+_STOPPED, _DEVICE_GONE, _FAILED, _HEADER_REFUSED = range(4)
 _ON, _OFF = 0, 1
 
 _OWN = struct.Struct("=BB4s16s").pack
@@ -56,6 +71,7 @@ class NativeEngine(Engine):
             offload=offload,
             device_header=-1 if device_header is None else device_header,
         )
+        self.threads = 1 + len(more_queues)
         # Between set_table and counters; the packet path knows nothing of it.
         self._lock = threading.Lock()
         self._blocks: dict[Subnets, int] = {}
@@ -63,10 +79,24 @@ class NativeEngine(Engine):
         self.set_table(table)
 
     def run(self) -> None:
-        """See :meth:`Engine.run`. The GIL is released all the time."""
+        """See :meth:`Engine.run`. The GIL is released all the time.
+
+        If the kernel gives fewer threads than there are queues, one of them serves the rest, and that is logged.
+
+        :raises HeaderRefused: if the kernel has granted ``IFF_VNET_HDR``, but takes no packet with the header.
+        """
+        wanted = self.threads
+        self.threads, refusal = self._engine.start()
+        if refusal:
+            log.warning(
+                "fewer threads than asked for",
+                extra=fields(threads=self.threads, wanted=wanted, reason=os.strerror(refusal), hint=MORE_THREADS),
+            )
         ended, error = self._engine.run()
         if ended == _DEVICE_GONE:
             raise DeviceGone(os.strerror(error))
+        if ended == _HEADER_REFUSED:
+            raise HeaderRefused(os.strerror(error))
         if ended != _STOPPED:
             raise OSError(error, os.strerror(error))
 
@@ -76,7 +106,6 @@ class NativeEngine(Engine):
 
     def set_table(self, table: PeerTable) -> None:
         """See :meth:`Engine.set_table`."""
-        own4, own6 = _packed(table.own)
         with self._lock:
             if self._final is not None:
                 return
@@ -87,10 +116,8 @@ class NativeEngine(Engine):
                 block = blocks.setdefault(peer.subnets, len(blocks))
                 if block == len(kept):
                     kept.append(self._blocks.get(peer.subnets, -1))
-                (length4, network4), (length6, network6) = _packed(peer.subnets)
-                version, address = peer.address.version, peer.address.packed
-                peers += _PEER(version, length4, length6, peer.port, block, address, network4, network6)
-            self._engine.set_table(_OWN(own4[0], own6[0], own4[1], own6[1]), bytes(peers), kept.tobytes())
+                peers += packed_peer(peer, block)
+            self._engine.set_table(packed_own(table.own), bytes(peers), kept.tobytes())
             self._blocks = blocks
 
     def counters(self) -> Counters:
@@ -115,8 +142,16 @@ class NativeEngine(Engine):
         )
 
 
-def _packed(subnets: Subnets) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-    return _packed_network(subnets.ipv4), _packed_network(subnets.ipv6)
+def packed_own(subnets: Subnets) -> bytes:
+    """This node's subnets as the extension module reads them."""
+    (length4, network4), (length6, network6) = _packed_network(subnets.ipv4), _packed_network(subnets.ipv6)
+    return _OWN(length4, length6, network4, network6)
+
+
+def packed_peer(peer: EnginePeer, block: int) -> bytes:
+    """A peer likewise; ``block`` is the number of its counters."""
+    (length4, network4), (length6, network6) = _packed_network(peer.subnets.ipv4), _packed_network(peer.subnets.ipv6)
+    return _PEER(peer.address.version, length4, length6, peer.port, block, peer.address.packed, network4, network6)
 
 
 def _packed_network(network: IPv4Network | IPv6Network | None) -> tuple[int, bytes]:

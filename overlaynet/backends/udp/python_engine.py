@@ -30,6 +30,8 @@ _LARGEST_PAYLOAD = 65507
 """Bytes in the payload of the largest datagram over IPv4, which holds for all packets of a send together."""
 _MOST_FLOWS = 4096
 """Pairs of addresses whose peer is remembered, for each direction; past that, all are looked up again."""
+_RETRY = 1.0
+"""Seconds for which nothing shares a send to a peer after such a send has failed."""
 _UNREACHABLES_PER_SECOND = 1000
 _UNREACHABLES_AT_ONCE = 100
 
@@ -47,13 +49,15 @@ _SEND_ERRORS = {
 }
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Peer:
     """Where packets for a subnet go; this node itself stands in the tables too, without a place to send to."""
 
     counters: PeerCounters
     wire: Wire | None = None
     endpoint: tuple[str, int] = ("", 0)
+    singly_until: float = 0.0
+    """A moment of the monotonic clock, before which no two packets share a send: the way to this peer did not allow it."""
 
 
 @attrs.frozen
@@ -156,11 +160,10 @@ class PythonEngine(Engine):
         """Take packets out of the device and send them, until there is none or the burst is full."""
         table, tun, mtu, read = self._table, self._tun, self._mtu, os.read
         known = table.sent
-        most = min((wire.most_segments() for wire in self._wires), default=1)
         # What waits to be sent: packets of one size to one peer with one mark; the last one may be smaller.
         run: list[bytes] = []
         run_peer: _Peer | None = None
-        run_mark = run_size = room = 0
+        run_mark = run_size = room = most = 0
         try:
             for _ in range(_BURST):
                 try:
@@ -185,6 +188,9 @@ class PythonEngine(Engine):
                 if run_peer is not None:
                     self._send(run_peer, run, run_mark)
                 run, run_peer, run_mark, run_size, room = [packet], peer, mark, size, _LARGEST_PAYLOAD - size
+                most = peer.wire.most_segments if peer.wire is not None else 1
+                if peer.singly_until and time.monotonic() < peer.singly_until:
+                    most = 1
         finally:
             if run_peer is not None:
                 self._send(run_peer, run, run_mark)
@@ -202,7 +208,9 @@ class PythonEngine(Engine):
                 for packet in packets:
                     self._send(peer, [packet], mark)
                 if peer.counters.sent_packets > before:
-                    wire.segmentation_failed(error)
+                    # It is the way to this peer that lacks it: its device, or its MTU.
+                    wire.segmentation.failed(error.errno or 0)
+                    peer.singly_until = time.monotonic() + _RETRY
             else:
                 self._drops[_SEND_ERRORS.get(error.errno or 0, Drop.SEND_FAILED)] += count
             return

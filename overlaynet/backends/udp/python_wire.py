@@ -6,7 +6,6 @@ import errno
 import socket
 import struct
 import sys
-from time import monotonic
 
 from overlaynet.backends.udp.engine import Offload
 
@@ -16,8 +15,6 @@ MOST_SEGMENTS = 64
 # Of Linux 4.18 and 5.0 (udp(7)); missing from the socket module.
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
-_RETRY = 1.0
-"""Seconds for which an offload that failed is left alone."""
 _REFUSALS = frozenset((errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT))
 _LARGEST = 65535
 # Beside each datagram: the type of service or traffic class of the outer header (a byte or an int), and the size of segments.
@@ -46,7 +43,8 @@ class Wire:
         self._marks = [[(level, option, struct.pack("i", mark))] if mark else [] for mark in range(4)]
         self.segmentation = self._probe(_UDP_SEGMENT, 0, offload)
         self.coalescing = self._probe(_UDP_GRO, 1, offload)
-        self._retry_at = 0.0
+        self.most_segments = MOST_SEGMENTS if self.segmentation.on else 1
+        """How many packets of one size (the last may be smaller) :meth:`send` takes at once."""
 
     def _probe(self, option: int, value: int, wanted: bool) -> Offload:
         offload = Offload(on=wanted)
@@ -56,12 +54,6 @@ class Wire:
             except OSError as error:
                 offload = Offload(on=False, reason=error.errno or 0)
         return offload
-
-    def most_segments(self) -> int:
-        """How many packets of one size (the last may be smaller) can be handed to :meth:`send` now."""
-        if not self.segmentation.on or monotonic() < self._retry_at:
-            return 1
-        return MOST_SEGMENTS
 
     def send(self, packets: list[bytes], mark: int, endpoint: tuple[str, int]) -> None:
         """Send each packet as a datagram with these ECN bits in its outer header.
@@ -80,11 +72,6 @@ class Wire:
     def refused(self, error: OSError) -> bool:
         """True if the kernel may have refused several packets because they were several."""
         return error.errno in _REFUSALS
-
-    def segmentation_failed(self, error: OSError) -> None:
-        """What was refused together could be sent one by one: do so for a while."""
-        self.segmentation.failed(error.errno or 0)
-        self._retry_at = monotonic() + _RETRY
 
     def receive(self) -> tuple[list[bytes], int, str]:
         """Packets that came in the payloads of datagrams, one in each; the ECN bits of their outer headers; the sender.

@@ -13,11 +13,13 @@ from overlaynet.backends.vxlan.device import VxlanDevice
 from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, make_plan, publish
 from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name, find_on_link
 from overlaynet.drivers import Backend
+from overlaynet.encapsulation import SMALLEST_MTU
 from overlaynet.errors import BackendError
 from overlaynet.identity import default_identity
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
 from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
+from overlaynet.netlink_events import ChangeSignal, Group, permanent_entry_of
 from overlaynet.network import Network
 from overlaynet.options import between, option
 
@@ -28,9 +30,6 @@ HEADERS = {4: 50, 6: 70}
 """Bytes that a tunnel adds to each packet, by the version of its outer IP header: Ethernet, VXLAN, UDP, IP."""
 KERNEL_PORT = 8472
 """The port that Linux, and so flannel, uses by default; IANA has assigned 4789."""
-
-_SMALLEST_MTU = {4: 68, 6: 1280}
-"""Bytes; what each IP version asks of a link at least (RFC 791, RFC 8200)."""
 
 
 def _check_name(name: str) -> str | None:
@@ -95,6 +94,7 @@ class VxlanBackend(Backend):
         self._claim: Claim | None = None
         self._devices: tuple[VxlanDevice, ...] = ()
         self._writer = NetlinkWriter()
+        self._signal: ChangeSignal | None = None
         self._parameters = Parameters()
         self._written = _Written()
         self._plan = Plan()
@@ -118,11 +118,15 @@ class VxlanBackend(Backend):
         self._network = network
         self._claim, self._devices, self._interface = claim, devices, underlay.interface
         try:
+            self._signal = ChangeSignal(
+                [Group.NEIGHBOURS], permanent_entry_of(lambda: [device.name for device in self._devices])
+            )
             await self._write(take)
-        except BackendError:
+        except (BackendError, NetlinkError) as error:
             self._claim = None
             claim.close()
-            raise
+            self._close_signal()
+            raise BackendError(str(error)) from error
         published = {device.version: publish(self.options.identifier, device.hardware_address) for device in devices}
         return LeaseData("vxlan", published.get(4), published.get(6))
 
@@ -177,6 +181,16 @@ class VxlanBackend(Backend):
                 log.warning("peer not reachable", extra=fields(subnet=subnet, reason=reason))
         written.check()
 
+    async def changed(self) -> None:
+        """Return when a neighbour or forwarding entry that somebody has set, or removed, may be one of a peer's.
+
+        Also after those that :meth:`set_peers` itself has written; it finds nothing to write then. What becomes of the devices
+        and routes, the router tells.
+        """
+        if self._signal is None:
+            raise BackendError("the vxlan backend was not opened; this is a defect of its caller")
+        await self._signal.wait()
+
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link.
 
@@ -225,6 +239,7 @@ class VxlanBackend(Backend):
     async def aclose(self) -> None:
         """Remove the devices; if it is cancelled, they are removed all the same, a moment later."""
         claim, devices = self._claim, self._devices
+        self._close_signal()
         if claim is None:
             return
 
@@ -245,6 +260,10 @@ class VxlanBackend(Backend):
             claim.close()
             log.warning("devices left behind", extra=fields(reason=error))
         self._claim = None
+
+    def _close_signal(self) -> None:
+        if self._signal is not None:
+            self._signal.close()
 
     def _device(self) -> Device:
         return Device(self._devices[0].name, min(device.mtu for device in self._devices), self.options.name)
@@ -291,7 +310,7 @@ class VxlanBackend(Backend):
                 f"{underlay.mtu}; lower the one or raise the other (it is the underlay's MTU, not that of the containers)"
             )
         outer = underlay.mtu if wanted is None else wanted
-        least = _SMALLEST_MTU[version] + HEADERS[version]
+        least = SMALLEST_MTU[version] + HEADERS[version]
         if outer < least:
             where = "MTU in the network document's Backend" if wanted is not None else f"MTU of {underlay.interface}"
             raise BackendError(

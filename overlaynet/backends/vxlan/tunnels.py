@@ -83,7 +83,7 @@ def make_plan(
     for peer in peers:
         for subnet in peer.subnets:
             version = subnet.version
-            host = peer.public_ipv4 if version == 4 else peer.public_ipv6
+            host = peer.public_address(version)
             value = peer.data.ipv4 if version == 4 else peer.data.ipv6
             if version not in own_addresses:
                 skipped[subnet] = f"this node carries no IPv{version}"

@@ -39,14 +39,15 @@ struct engine {
     _Atomic(struct table *) table;
     struct table *retired;
 
+    /* Those that engine_start has made, and that were not yet waited for; threads[0] is engine_run's. */
+    unsigned started;
+    struct thread {
+        struct engine *engine;
+        pthread_t id;
+    } threads[WORKERS];
+
     unsigned worker_count;
     struct worker workers[];
-};
-
-struct thread {
-    struct engine *engine;
-    struct worker *worker;
-    pthread_t id;
 };
 
 /* ---- The table. It is read without a lock, and freed when nobody can read it any more, by a hazard pointer
@@ -111,74 +112,107 @@ static uint64_t clock_now(void)
     return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
 }
 
-static int work(struct engine *engine, struct worker *worker, int *error)
+/* Serve what is ready of a worker's device and sockets, which `polled` begins with. */
+static int serve(struct engine *engine, struct worker *worker, const struct pollfd *polled, int *error)
 {
-    struct pollfd polled[2 + SOCKETS] = {{worker->wake, POLLIN, 0}, {worker->tun, POLLIN, 0}};
-    for (unsigned i = 0; i < worker->socket_count; i++)
-        polled[2 + i] = (struct pollfd){worker->sockets[i], POLLIN, 0};
-    worker->filled = clock_now();
+    if (polled[0].revents & ~POLLIN) {
+        *error = ENODEV;
+        return ENDED_DEVICE_GONE;
+    }
+    worker->now = clock_now();
+    const struct table *table = table_acquire(engine, worker);
+    *error = polled[0].revents ? worker_send(worker, table) : 0;
+    int ended = *error != 0 ? ENDED_DEVICE_GONE : ENDED_STOPPED;
+    for (unsigned i = 0; i < worker->socket_count && *error == 0; i++)
+        if (polled[1 + i].revents && (*error = worker_receive(worker, table, worker->sockets[i])) != 0)
+            ended = ENDED_FAILED;
+    table_release(worker);
+    if (*error == 0 && (*error = worker_header_refused(worker)) != 0)
+        ended = ENDED_HEADER_REFUSED;
+    return ended;
+}
+
+static int work(struct engine *engine, struct worker *const *workers, unsigned count, int *error)
+{
+    struct pollfd polled[1 + WORKERS * (1 + SOCKETS)] = {{engine->wake, POLLIN, 0}};
+    unsigned used = 1;
+    for (unsigned n = 0; n < count; n++) {
+        struct worker *worker = workers[n];
+        polled[used++] = (struct pollfd){worker->tun, POLLIN, 0};
+        for (unsigned i = 0; i < worker->socket_count; i++)
+            polled[used++] = (struct pollfd){worker->sockets[i], POLLIN, 0};
+        worker->filled = clock_now();
+    }
     for (;;) {
-        if (poll(polled, 2 + worker->socket_count, -1) < 0 && errno != EINTR) {
+        if (poll(polled, used, -1) < 0 && errno != EINTR) {
             *error = errno;
             return ENDED_FAILED;
         }
         if (atomic_load_explicit(&engine->stopping, memory_order_relaxed))
             return ENDED_STOPPED;
-        if (polled[1].revents & ~POLLIN) {
-            *error = ENODEV;
-            return ENDED_DEVICE_GONE;
+        const struct pollfd *its = polled + 1;
+        for (unsigned n = 0; n < count; its += 1 + workers[n]->socket_count, n++) {
+            int ended = serve(engine, workers[n], its, error);
+            if (ended != ENDED_STOPPED)
+                return ended;
         }
-        worker->now = clock_now();
-        const struct table *table = table_acquire(engine, worker);
-        *error = polled[1].revents ? worker_send(worker, table) : 0;
-        int ended = *error != 0 ? ENDED_DEVICE_GONE : ENDED_STOPPED;
-        for (unsigned i = 0; i < worker->socket_count && *error == 0; i++)
-            if (polled[2 + i].revents && (*error = worker_receive(worker, table, worker->sockets[i])) != 0)
-                ended = ENDED_FAILED;
-        table_release(worker);
-        if (*error != 0)
-            return ended;
     }
 }
 
-/* Let a worker work; when it ends by itself, all end. */
-static void *thread_main(void *argument)
+/* Let workers work in this thread; when that ends by itself, all end. */
+static void work_and_tell(struct engine *engine, struct worker *const *workers, unsigned count)
 {
-    struct thread *thread = argument;
-    struct engine *engine = thread->engine;
-    int error = 0, none = ENDED_STOPPED, ended = work(engine, thread->worker, &error);
+    int error = 0, none = ENDED_STOPPED, ended = work(engine, workers, count, &error);
     if (ended != ENDED_STOPPED) {
         if (atomic_compare_exchange_strong(&engine->ended, &none, ended))
             engine->error = error;
         engine_stop(engine);
     }
+}
+
+static void *thread_main(void *argument)
+{
+    struct thread *thread = argument;
+    struct engine *engine = thread->engine;
+    struct worker *worker = &engine->workers[thread - engine->threads];
+    work_and_tell(engine, &worker, 1);
     return NULL;
+}
+
+unsigned engine_start(struct engine *engine, int *refusal)
+{
+    sigset_t all, before;
+    *refusal = 0;
+    engine->started = 1;
+    /* Signals are for the threads that Python knows. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (engine->started < engine->worker_count && *refusal == 0) {
+        struct thread *thread = &engine->threads[engine->started];
+        thread->engine = engine;
+        *refusal = pthread_create(&thread->id, NULL, thread_main, thread);
+        engine->started += *refusal == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return engine->started;
+}
+
+static void join(struct engine *engine)
+{
+    while (engine->started > 1)
+        pthread_join(engine->threads[--engine->started].id, NULL);
 }
 
 int engine_run(struct engine *engine, int *error)
 {
-    struct thread threads[WORKERS];
-    sigset_t all, before;
-    unsigned started = 1;
-    int failed = 0;
-
-    /* Signals are for the threads that Python knows. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (unsigned i = 0; i < engine->worker_count; i++)
-        threads[i] = (struct thread){.engine = engine, .worker = &engine->workers[i]};
-    while (started < engine->worker_count && failed == 0) {
-        failed = pthread_create(&threads[started].id, NULL, thread_main, &threads[started]);
-        started += failed == 0;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed != 0)
-        engine_stop(engine);
-    thread_main(&threads[0]);
-    for (unsigned i = 1; i < started; i++)
-        pthread_join(threads[i].id, NULL);
-    *error = failed != 0 ? failed : engine->error;
-    return failed != 0 ? ENDED_FAILED : atomic_load(&engine->ended);
+    struct worker *workers[WORKERS] = {&engine->workers[0]};
+    unsigned count = 1;
+    for (unsigned i = engine->started; i < engine->worker_count; i++)
+        workers[count++] = &engine->workers[i];
+    work_and_tell(engine, workers, count);
+    join(engine);
+    *error = engine->error;
+    return atomic_load(&engine->ended);
 }
 
 void engine_stop(struct engine *engine)
@@ -199,7 +233,7 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
     engine->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     bool failed = engine->wake < 0;
     for (unsigned i = 0; i < count && !failed; i++)
-        failed = worker_start(&engine->workers[i], &queues[i], count, engine->wake, mtu, offload, device_header) != 0;
+        failed = worker_start(&engine->workers[i], &queues[i], count, mtu, offload, device_header) != 0;
     if (failed) {
         int error = errno;
         engine_free(engine);
@@ -254,6 +288,10 @@ void engine_free(struct engine *engine)
 {
     if (engine == NULL)
         return;
+    if (engine->started > 1) {
+        engine_stop(engine);
+        join(engine);
+    }
     if (engine->wake >= 0)
         close(engine->wake);
     table_free(atomic_load(&engine->table));

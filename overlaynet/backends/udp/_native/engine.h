@@ -25,16 +25,20 @@ struct queue {
     unsigned socket_count;
 };
 
-/* How run ended. */
-enum { ENDED_STOPPED, ENDED_DEVICE_GONE, ENDED_FAILED };
+/* How run ended. The last: the kernel has granted the device's header, but takes no packet with it (see worker_header_refused). */
+enum { ENDED_STOPPED, ENDED_DEVICE_GONE, ENDED_FAILED, ENDED_HEADER_REFUSED };
 
 /* An engine with a worker for each of `count` queues, at most WORKERS, on descriptors that stay the caller's. `offload` false:
  * one packet in each system call. `device_header`: whether each packet of the device is behind a struct offload_header;
  * negative: ask the device. NULL with errno set. */
 struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t mtu, bool offload, int device_header);
 
-/* Carry packets until engine_stop, in this thread and, for all workers but the first, in threads of their own. On an end of
- * another kind, `*error` is an errno. */
+/* Begin to carry packets, in a thread for each worker but the first. Returns the number of threads, with the one that is to call
+ * engine_run. Where the kernel gives fewer, `*refusal` is an errno, and engine_run serves all that have none; else it is zero. */
+unsigned engine_start(struct engine *engine, int *refusal);
+
+/* Carry packets in this thread, too, until engine_stop; once, after engine_start. On an end of another kind, `*error` is an
+ * errno. */
 int engine_run(struct engine *engine, int *error);
 
 /* Callable from any thread and from signal handlers. */
@@ -54,7 +58,7 @@ uint64_t engine_unreachables(const struct engine *engine);
 /* An offload's state with the worker that is worst off, and the failures of all. */
 void engine_offload(const struct engine *engine, enum offload offload, int *state, int *reason, uint64_t *failures);
 
-/* Not while engine_run runs. */
+/* Not while engine_run runs; before it, threads that engine_start has made are ended. */
 void engine_free(struct engine *engine);
 
 #endif

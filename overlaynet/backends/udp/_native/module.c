@@ -17,7 +17,7 @@
 typedef struct {
     PyObject_HEAD
     struct engine *engine;
-    int running;
+    int started, running;
 } EngineObject;
 
 /* One peer as native_engine.py packs it: "=BBBxHxxI16s4s16s". */
@@ -97,13 +97,28 @@ static void engine_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
+/* start(): (threads, errno of a refusal) */
+static PyObject *engine_method_start(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    EngineObject *self = (EngineObject *)object;
+    if (self->engine == NULL || self->started || engine_table(self->engine) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "an engine runs once, with a table, before it is closed");
+        return NULL;
+    }
+    int refusal;
+    self->started = 1;
+    unsigned threads = engine_start(self->engine, &refusal);
+    return Py_BuildValue("(Ii)", threads, refusal);
+}
+
 static PyObject *engine_method_run(PyObject *object, PyObject *unused)
 {
     (void)unused;
     EngineObject *self = (EngineObject *)object;
     int ended, error;
-    if (self->engine == NULL || self->running || engine_table(self->engine) == NULL) {
-        PyErr_SetString(PyExc_ValueError, "an engine runs once, with a table, before it is closed");
+    if (self->engine == NULL || !self->started || self->running) {
+        PyErr_SetString(PyExc_ValueError, "an engine runs once, after it was started");
         return NULL;
     }
     self->running = 1;
@@ -136,17 +151,19 @@ static PyObject *engine_method_close(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static void read_own(const uint8_t *bytes, struct subnet own[2])
+static int is_length(unsigned length, unsigned most)
 {
+    return length == NO_SUBNET || length <= most;
+}
+
+static int read_own(const uint8_t *bytes, struct subnet own[2])
+{
+    memset(own, 0, 2 * sizeof *own);
     own[0].length = bytes[0];
     own[1].length = bytes[1];
     memcpy(own[0].address, bytes + 2, 4);
     memcpy(own[1].address, bytes + 6, 16);
-}
-
-static int is_length(unsigned length, unsigned most)
-{
-    return length == NO_SUBNET || length <= most;
+    return is_length(bytes[0], 32) && is_length(bytes[1], 128);
 }
 
 static int read_peer(const uint8_t *bytes, struct peer_entry *entry, uint32_t counters_count)
@@ -163,6 +180,31 @@ static int read_peer(const uint8_t *bytes, struct peer_entry *entry, uint32_t co
            entry->counters < counters_count;
 }
 
+/* What a table is made from, out of what native_engine.py packs; NULL with an exception set. The caller frees the entries. */
+static struct peer_entry *read_entries(const Py_buffer *own_buffer, const Py_buffer *peers_buffer, uint32_t counters_count,
+                                       struct subnet own[2])
+{
+    if (own_buffer->len != OWN_BYTES || peers_buffer->len % PEER_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "the table is not packed as it should be");
+        return NULL;
+    }
+    uint32_t count = (uint32_t)(peers_buffer->len / PEER_BYTES);
+    struct peer_entry *entries = calloc(count + 1, sizeof *entries);
+    if (entries == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    int right = read_own(own_buffer->buf, own);
+    for (uint32_t i = 0; i < count && right; i++)
+        right = read_peer((const uint8_t *)peers_buffer->buf + (size_t)i * PEER_BYTES, &entries[i], counters_count);
+    if (!right) {
+        free(entries);
+        PyErr_SetString(PyExc_ValueError, "the table has a peer or subnet that cannot be");
+        return NULL;
+    }
+    return entries;
+}
+
 /* set_table(own, peers, kept): for each block of counters, `kept` has the index of the one in the table before that it
  * continues, or -1. */
 static PyObject *engine_method_set_table(PyObject *object, PyObject *arguments)
@@ -175,7 +217,6 @@ static PyObject *engine_method_set_table(PyObject *object, PyObject *arguments)
     struct peer_entry *entries = NULL;
     struct peer_counters **counters = NULL;
     struct subnet own[2];
-    memset(own, 0, sizeof own);
     uint32_t count = (uint32_t)(peers_buffer.len / PEER_BYTES);
     uint32_t counters_count = (uint32_t)(kept_buffer.len / 4), made = 0;
     const uint8_t *kept = kept_buffer.buf;
@@ -184,24 +225,18 @@ static PyObject *engine_method_set_table(PyObject *object, PyObject *arguments)
         engine_closed();
         goto done;
     }
-    if (own_buffer.len != OWN_BYTES || peers_buffer.len % PEER_BYTES || kept_buffer.len % 4) {
+    if (kept_buffer.len % 4) {
         PyErr_SetString(PyExc_ValueError, "the table is not packed as it should be");
         goto done;
     }
-    read_own(own_buffer.buf, own);
     const struct table *before = engine_table(self->engine);
-    entries = calloc(count + 1, sizeof *entries);
+    entries = read_entries(&own_buffer, &peers_buffer, counters_count, own);
+    if (entries == NULL)
+        goto done;
     counters = calloc(counters_count + 1, sizeof *counters);
-    if (entries == NULL || counters == NULL) {
+    if (counters == NULL) {
         PyErr_NoMemory();
         goto done;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (!read_peer((const uint8_t *)peers_buffer.buf + (size_t)i * PEER_BYTES, &entries[i], counters_count) ||
-            !is_length(own[0].length, 32) || !is_length(own[1].length, 128)) {
-            PyErr_SetString(PyExc_ValueError, "the table has a peer or subnet that cannot be");
-            goto done;
-        }
     }
     for (; made < counters_count; made++) {
         int32_t index;
@@ -285,6 +320,7 @@ failed:
 }
 
 static PyMethodDef engine_methods[] = {
+    {"start", engine_method_start, METH_NOARGS, "Make threads; return their number with run's, and why there are no more."},
     {"run", engine_method_run, METH_NOARGS, "Carry packets; return how that ended, and an errno."},
     {"stop", engine_method_stop, METH_NOARGS, "Make run return."},
     {"close", engine_method_close, METH_NOARGS, "Free everything. Idempotent."},
@@ -416,9 +452,84 @@ static PyObject *module_coalesce(PyObject *module, PyObject *argument)
     return runs;
 }
 
+/* Who has an address in a table: the number of a peer, -1 for nobody, -2 for this node. With an outer address: of those peers
+ * that are reached there; else of all, as for a packet that is to be sent. */
+static long holder_of(const struct table *table, const uint8_t *outer, size_t outer_size, const uint8_t *address, size_t size)
+{
+    uint32_t scope = SCOPE_DESTINATIONS, holder;
+    unsigned version = size == 4 ? 4 : 6, outer_version = outer_size == 4 ? 4 : 6;
+    if (outer_size != 0) {
+        scope = table_find(table, SCOPE_SENDERS, outer_version, address_read(outer, outer_version));
+        if (scope == NOBODY)
+            return -1;
+    }
+    struct address wanted = address_read(address, version);
+    holder = table_find(table, scope, version, wanted);
+    if (holder == NOBODY)
+        return outer_size == 0 && table_find(table, SCOPE_OWN, version, wanted) != NOBODY ? -2 : -1;
+    /* Peers that are not served have no place in the table; so a peer's number is in its counters. */
+    return (long)load(&table->peers[holder].counters->sent_packets);
+}
+
+/* find(own, peers, queries): who has each address, as in holder_of; a query is a pair of an outer address, or b"", and an
+ * inner one. */
+static PyObject *module_find(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    Py_buffer own_buffer, peers_buffer;
+    PyObject *queries, *found = NULL;
+    if (!PyArg_ParseTuple(arguments, "y*y*O!", &own_buffer, &peers_buffer, &PyList_Type, &queries))
+        return NULL;
+    struct subnet own[2];
+    uint32_t count = (uint32_t)(peers_buffer.len / PEER_BYTES), made = 0;
+    struct peer_counters **counters = NULL;
+    struct table *table = NULL;
+    struct peer_entry *entries = read_entries(&own_buffer, &peers_buffer, UINT32_MAX, own);
+    if (entries == NULL)
+        goto done;
+    counters = calloc(count + 1, sizeof *counters);
+    for (; counters != NULL && made < count && (counters[made] = calloc(1, sizeof **counters)) != NULL; made++) {
+        entries[made].counters = made;
+        atomic_init(&counters[made]->sent_packets, made);
+    }
+    if (made == count && counters != NULL)
+        table = table_new(own, entries, count, counters, count, true, true);
+    if (table == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    found = PyList_New(0);
+    for (Py_ssize_t i = 0; found != NULL && i < PyList_Size(queries); i++) {
+        const char *outer, *address;
+        Py_ssize_t outer_size, size;
+        PyObject *holder = NULL;
+        if (PyArg_ParseTuple(PyList_GetItem(queries, i), "y#y#", &outer, &outer_size, &address, &size)) {
+            if ((size != 4 && size != 16) || (outer_size != 0 && outer_size != 4 && outer_size != 16))
+                PyErr_SetString(PyExc_ValueError, "an address has 4 or 16 bytes");
+            else
+                holder = PyLong_FromLong(holder_of(table, (const uint8_t *)outer, (size_t)outer_size,
+                                                   (const uint8_t *)address, (size_t)size));
+        }
+        if (holder == NULL || PyList_Append(found, holder) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(holder);
+    }
+done:
+    if (table == NULL)
+        while (made > 0)
+            free(counters[--made]);
+    table_free(table);
+    free(counters);
+    free(entries);
+    PyBuffer_Release(&own_buffer);
+    PyBuffer_Release(&peers_buffer);
+    return found;
+}
+
 static PyMethodDef module_methods[] = {
     {"segment", module_segment, METH_O, "Cut what a TUN device gave into packets."},
     {"coalesce", module_coalesce, METH_O, "Put packets together as for a TUN device."},
+    {"find", module_find, METH_VARARGS, "Who has each address in a peer table."},
     {NULL, NULL, 0, NULL},
 };
 

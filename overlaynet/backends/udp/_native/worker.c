@@ -84,11 +84,10 @@ static int allocate(struct worker *worker)
     return 0;
 }
 
-int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, int wake, uint32_t mtu, bool offload,
+int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, uint32_t mtu, bool offload,
                  int device_header)
 {
     worker->tun = queue->tun;
-    worker->wake = wake;
     worker->mtu = mtu;
     worker->batching = offload;
     worker->socket_count = queue->socket_count;
@@ -140,5 +139,25 @@ int worker_write_packet(struct worker *worker, uint8_t *data, size_t size)
 {
     static const struct offload_header none;
     struct iovec pieces[2] = {[1] = {data, size}};
-    return worker_write(worker, &none, pieces, 2);
+    int failed = worker_write(worker, &none, pieces, 2);
+    if (failed == 0) {
+        worker->header_taken = true;
+    } else if (failed == EINVAL || failed == EIO) {
+        worker->header_refusals++;
+        worker->header_refusal = failed;
+    }
+    return failed;
+}
+
+int worker_header_refused(struct worker *worker)
+{
+    if (!worker->device_header || worker->header_taken || worker->header_refusals < HEADER_REFUSALS)
+        return 0;
+    /* A device that is down says EIO, too. */
+    struct ifreq request;
+    memset(&request, 0, sizeof request);
+    bool up = worker->socket_count > 0 && ioctl(worker->tun, TUNGETIFF, &request) == 0 &&
+              ioctl(worker->sockets[0], SIOCGIFFLAGS, &request) == 0 && (request.ifr_flags & IFF_UP);
+    worker->header_refusals = 0;
+    return up ? worker->header_refusal : 0;
 }

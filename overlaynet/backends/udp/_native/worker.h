@@ -36,6 +36,8 @@ enum {
     /* Of all workers together. */
     UNREACHABLES_PER_SECOND = 1000,
     UNREACHABLES_AT_ONCE = 100,
+    /* Packets that the device refuses one after the other, before it is given up. */
+    HEADER_REFUSALS = 4,
 };
 #define SECOND UINT64_C(1000000000)
 /* How long an offload that failed is left alone. */
@@ -64,8 +66,6 @@ struct worker {
     int sockets[SOCKETS];
     int families[SOCKETS];
     unsigned socket_count;
-    /* An eventfd, shared by all workers and readable for good once they are to end. */
-    int wake;
     uint32_t mtu;
     /* How many workers share what the engine may do as a whole. */
     unsigned sharers;
@@ -82,6 +82,10 @@ struct worker {
     uint64_t now;
     uint64_t tokens, filled; /* of errors that may be sent; in billionths of one */
     uint64_t tun_retry[2];
+    /* How many packets the device has refused with its header, since it last took one; and whether it ever did. */
+    unsigned header_refusals;
+    bool header_taken;
+    int header_refusal;
     uint32_t message_count, headers_used;
     struct message *messages;
     struct mmsghdr *outgoing;
@@ -93,7 +97,7 @@ struct worker {
 };
 
 /* Zero, or -1 with errno set; either way worker_free is due. */
-int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, int wake, uint32_t mtu, bool offload,
+int worker_start(struct worker *worker, const struct queue *queue, unsigned sharers, uint32_t mtu, bool offload,
                  int device_header);
 void worker_free(struct worker *worker);
 
@@ -106,6 +110,10 @@ int worker_receive(struct worker *worker, const struct table *table, int descrip
 /* Write a packet, or a run in pieces, to the device. pieces[0] is left free, for the header. Zero, or an errno. */
 int worker_write(struct worker *worker, const struct offload_header *offload, struct iovec *pieces, int count);
 int worker_write_packet(struct worker *worker, uint8_t *data, size_t size);
+
+/* Some kernels grant the device's header and then refuse all that is written with it. An errno if this is one: the device is up,
+ * has refused packets that ask for nothing, several in a row, and never took one. Zero otherwise. */
+int worker_header_refused(struct worker *worker);
 
 /* Counters of one writer need no locked instruction. */
 static inline void count(_Atomic uint64_t *counter, uint64_t by)

@@ -33,7 +33,9 @@ from overlaynet.api import (
     between,
     check_name,
     fields,
+    fitting_mtu,
     option,
+    peer_address,
 )
 from overlaynet_tls.link import Link
 from overlaynet_tls.stream import Deframer, Identity, answer, call
@@ -139,7 +141,9 @@ class TlsBackend(Backend):
         if self._own is None:
             raise BackendError("the tls backend was not started; this is a defect of its caller")
         self._delivery = Delivery(self._own, peers)
-        self._keep_links({peer.subnets: (peer, host) for peer in peers if (host := self._host_of(peer)) is not None})
+        self._keep_links(
+            {peer.subnets: (peer, host) for peer in peers if (host := peer_address(peer, self._hosts)) is not None}
+        )
         for task, address in self._callers.items():
             if address not in self._delivery.hosts:
                 task.cancel()
@@ -147,7 +151,7 @@ class TlsBackend(Backend):
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """A route into the device for each subnet of each peer; for all else in the overlay, the kernel answers."""
-        reached = [peer for peer in peers if self._device.exists and self._host_of(peer) is not None]
+        reached = [peer for peer in peers if self._device.exists and peer_address(peer, self._hosts) is not None]
         return [Route(subnet, device=self.options.name) for peer in reached for subnet in peer.subnets]
 
     def status(self) -> Mapping[str, JSON]:
@@ -170,11 +174,6 @@ class TlsBackend(Backend):
             if subnets not in self._links:
                 link = self._links[subnets] = Link(peer, address, self._call)
                 self._senders[subnets] = self._background.start(link.run())
-
-    def _host_of(self, peer: Peer) -> IPAddress | None:
-        """Where a peer is called: at its IPv4 address if this host has one, too; else at its IPv6 address, likewise."""
-        hosts: list[IPAddress | None] = [peer.public_ipv4, peer.public_ipv6]
-        return next((host for host in hosts if host is not None and host.version in self._hosts), None)
 
     # Packets
 
@@ -207,7 +206,9 @@ class TlsBackend(Backend):
 
     def _attach(self, underlay: Underlay) -> None:
         """Listen at this host's addresses, and no others. :raises BackendError: with nothing changed."""
-        mtu = self._fitting_mtu(underlay)
+        if self._network is None:
+            raise BackendError("the tls backend was not opened; this is a defect of its caller")
+        mtu = fitting_mtu(self._network, underlay, OVERHEAD[4 if underlay.ipv6 is None else 6])
         addresses: list[IPAddress | None] = [underlay.ipv4, underlay.ipv6]
         hosts: dict[int, IPAddress] = {address.version: address for address in addresses if address is not None}
         with ExitStack() as undo:
@@ -269,14 +270,3 @@ class TlsBackend(Backend):
             log.info("caller lost", extra=fields(address=address, reason=error))
         finally:
             transport.abort()
-
-    def _fitting_mtu(self, underlay: Underlay) -> int:
-        """Bytes in the largest packet that fits into a segment. :raises BackendError: if that is too small for IP."""
-        overhead = OVERHEAD[4 if underlay.ipv6 is None else 6]
-        least = 1280 if self._network is not None and self._network.ipv6 is not None else 576
-        if underlay.mtu < least + overhead:
-            raise BackendError(
-                f"the MTU {underlay.mtu} of {underlay.interface} is too small for the tls backend: raise it to "
-                f"{least + overhead} or more, or choose another interface with --iface"
-            )
-        return underlay.mtu - overhead
