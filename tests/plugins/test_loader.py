@@ -473,6 +473,10 @@ def test_an_observer_that_keeps_others_waiting_is_named_and_one_that_does_so_for
     for record in cast("list[Any]", caplog.records):
         assert (record.fields["plugin"], record.fields["hook"]) == ("slow one", "overlaynet_recovered")
         assert record.fields["seconds"] == seconds
+        if record.message == "plugin is slow":
+            assert record.fields["hint"] == "everything else waits for it; have it do its work in a thread"
+        else:
+            assert record.fields["error"] == "everything else waited for it"
 
 
 def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:
