@@ -1,8 +1,8 @@
 # overlaynet: `make demo` shows it at work on this machine, `make test` runs all tests, `make bench` measures,
-# `make soak` looks for leaks, `make examples` tries the packages in plugins-example/ as their users would.
-# Each sets up what it needs.
+# `make soak` runs what takes long, `make fuzz` looks for inputs that break the native engine, `make mutations` tests the
+# tests, `make examples` tries the packages in plugins-example/ as their users would. Each sets up what it needs.
 
-.PHONY: demo test examples soak check bench setup clean
+.PHONY: demo test examples soak mutations fuzz check bench setup clean
 
 # What to hand to `overlaynet demo`: make demo ARGUMENTS="--store etcd --hosts 3"
 ARGUMENTS =
@@ -23,10 +23,29 @@ EXAMPLES =
 examples: setup
 	@scripts/examples $(EXAMPLES)
 
-# Ten minutes under load, of which the tests do one: make soak SECONDS=3600
+# The long forms of what the tests do in short: ten minutes under load, fifty times as many runs of the lease protocol,
+# and at random, and whole fleets of nodes. make soak SECONDS=3600 RUNS=500 NODES=2000 ETCD_NODES=300
 SECONDS = 600
+RUNS = 50
+NODES = 1000
+ETCD_NODES = 200
 soak: setup
+	@echo "1 of 4: load, for $(SECONDS) seconds"
 	@SOAK_SECONDS=$(SECONDS) .venv/bin/python -m pytest -rP tests/soak
+	@echo "2 of 4: the lease protocol, $(RUNS) times as many runs as in the tests"
+	@OVERLAYNET_MODEL_EXAMPLES_FACTOR=$(RUNS) .venv/bin/python -m pytest -v tests/conformance/test_lease_machine.py
+	@echo "3 of 4: $(NODES) nodes on the memory store"
+	@.venv/bin/python -m bench.convergence --store memory $(NODES)
+	@echo "4 of 4: $(ETCD_NODES) nodes on etcd"
+	@.venv/bin/python -m bench.convergence --store etcd $(ETCD_NODES)
+
+# Breaks every law, and many a promise under a fault, on purpose: the tests have to fail. `make test` does a few of them.
+mutations: setup
+	@OVERLAYNET_MUTATIONS=all .venv/bin/python -m pytest -v tests/mutations
+
+# Ten minutes for each target, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
+fuzz: setup
+	@.venv/bin/python -m tests.fuzz.fuzzing $(SECONDS)
 
 check: setup
 	.venv/bin/ruff check

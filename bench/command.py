@@ -32,6 +32,7 @@ PATHS = {
             "single", "native, single packets", paths.overlaynet(*NATIVE, "--udp-offload", "off", "--udp-threads", "1")
         ),
         Path("python", "overlaynet, Python", paths.overlaynet(*PYTHON)),
+        Path("flanneld", "flanneld, udp", tunnels.flanneld, {"flanneld": None, "etcd": "etcd-server"}),
         Path(
             "wireguard-go",
             "wireguard-go",
@@ -46,6 +47,7 @@ TITLES = {path.name: path.title for path in PATHS.values()}
 
 _SET_UP = 3.0
 """Seconds, about, for a pair of hosts."""
+_JSON, _CHART = FilePath("build/bench.json"), FilePath("build/bench.svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +111,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a glance: 1 round of 1 second, 50 pings, only the wire-like mode, 2 and 10000 peers",
     )
-    parser.add_argument("--json", type=FilePath, metavar="FILE", help="write all raw figures")
-    parser.add_argument("--chart", type=FilePath, metavar="FILE", help="write a chart (SVG) of the first mode")
-    parser.add_argument("--read", type=FilePath, metavar="FILE", help="measure nothing, but show what --json wrote")
+    parser.add_argument("--json", type=FilePath, metavar="FILE", help=f"where to write all raw figures; {_JSON}")
+    parser.add_argument(
+        "--chart", type=FilePath, metavar="FILE", help=f"where to write a chart (SVG) of the first mode; {_CHART}"
+    )
+    parser.add_argument(
+        "--read",
+        type=FilePath,
+        metavar="FILE",
+        help="measure nothing, but show what --json wrote; a chart only if asked for",
+    )
     return parser
 
 
@@ -120,6 +129,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     if parser.parse_args(arguments).quick:
         parser.set_defaults(rounds=1, seconds=1, pings=50, mode="wire", peers=[2, 10_000])
+    if parser.parse_args(arguments).read is None:
+        parser.set_defaults(json=_JSON, chart=_CHART)
     return parser.parse_args(arguments)
 
 
@@ -194,8 +205,13 @@ def available(names: Sequence[str] | None) -> list[Path]:
     chosen = [PATHS[name] for name in (PATHS if names is None else names)]
     lacking = {path.name: path.missing() for path in chosen if path.missing()}
     if lacking:
-        packages = " ".join(sorted({package for each in lacking.values() for package in each}))
-        told = f"not on this machine: {', '.join(lacking)} (apt-get install {packages})"
+        commands = {command: package for each in lacking.values() for command, package in each.items()}
+        packages = sorted({package for package in commands.values() if package is not None})
+        hints = [f"apt-get install {' '.join(packages)}"] if packages else []
+        hints += [
+            f"no package of Debian's has {name}: put it into PATH" for name, package in commands.items() if not package
+        ]
+        told = f"not on this machine: {', '.join(lacking)} ({'; '.join(hints)})"
         if names is not None:
             raise OverlaynetError(told)
         print(told)
@@ -208,9 +224,15 @@ def _tell(found: Results, chosen: argparse.Namespace) -> None:
         return
     print(f"\n{table.render(found, TITLES)}", end="")
     if chosen.json is not None and chosen.json != chosen.read:
-        chosen.json.write_text(found.to_json(), encoding="utf-8")
+        _write(chosen.json, found.to_json())
     if chosen.chart is not None and found.paths:
-        chosen.chart.write_text(chart.render(found, next(iter(found.paths)), TITLES), encoding="utf-8")
+        _write(chosen.chart, chart.render(found, next(iter(found.paths)), TITLES))
+
+
+def _write(path: FilePath, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"written: {path}")
 
 
 def _settings(effort: Effort) -> dict[str, str | int | float]:

@@ -45,12 +45,12 @@ class Path:
     name: str
     title: str
     open: Callable[[Site], AbstractContextManager[Way]]
-    packages: Mapping[str, str] = attrs.field(factory=dict)
-    """The commands it needs, each with the Debian package that brings it."""
+    packages: Mapping[str, str | None] = attrs.field(factory=dict)
+    """The commands it needs, each with the Debian package that brings it, if there is one."""
 
-    def missing(self) -> list[str]:
-        """The packages to install before it can be measured here; empty if all is there."""
-        return sorted({package for command, package in self.packages.items() if shutil.which(command) is None})
+    def missing(self) -> Mapping[str, str | None]:
+        """Those of the commands that are not here."""
+        return {command: package for command, package in self.packages.items() if shutil.which(command) is None}
 
 
 def between_containers(site: Site, daemons: tuple[subprocess.Popen[bytes], ...] = ()) -> Way:
@@ -108,11 +108,15 @@ def overlaynet(*arguments: str) -> Callable[[Site], AbstractContextManager[Way]]
     return opened
 
 
+def write_subnet_file(path: FilePath, host: Host) -> None:
+    """As an earlier run on this host would have left it: a daemon then takes the subnet that the container lies in."""
+    overlay = network.parse(json.dumps({"Network": str(OVERLAY)}))
+    subnet_file.write(path, subnet_file.render(overlay, Lease(Subnets(ipv4=host.subnet)), CONTAINER_MTU))
+
+
 def _start(host: Host, directory: FilePath, arguments: tuple[str, ...]) -> DaemonProcess:
     subnets = directory / f"{host.label}.env"
-    # As an earlier run on this host would have left it: the daemon then takes the subnet that the container lies in.
-    overlay = network.parse(json.dumps({"Network": str(OVERLAY)}))
-    subnet_file.write(subnets, subnet_file.render(overlay, Lease(Subnets(ipv4=host.subnet)), CONTAINER_MTU))
+    write_subnet_file(subnets, host)
     command = [sys.executable, "-m", "overlaynet", "run", "--backend", "udp", "--network", str(OVERLAY)]
     command += ["--store", "file", "--store-path", str(directory / "store"), "--node", host.label, "--iface", "eth0"]
     command += ["--subnet-file", str(subnets), "--status-socket", str(directory / f"{host.label}.sock")]

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,13 @@ from overlaynet.testing.namespaces import NetworkNamespace
 
 PING_INTERVAL = 0.01
 """Seconds from one ping to the next."""
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes that the sockets of datagrams may hold, where the kernel allows that much.
+
+With the usual 208 KiB, of which a small datagram takes 768 bytes, a receiver that has not had the processor for two
+milliseconds loses what arrives: that would measure the receiver, and not the path.
+"""
 
 _GRACE = 20.0
 """Seconds that a program may take beyond the time it was asked to send for."""
@@ -53,8 +61,14 @@ def udp(way: Way, size: int, seconds: int) -> float:
     :raises TrafficError: if iperf3 fails.
     """
     with _server(way.server):
-        end = _client(way, seconds, ["-u", "-b", "0", "-l", str(size)])["sum"]
+        end = _client(way, seconds, ["-u", "-b", "0", "-l", str(size), "-w", str(socket_buffer())])["sum"]
     return float((end["packets"] - end["lost_packets"]) / end["seconds"])
+
+
+def socket_buffer() -> int:
+    """:data:`SOCKET_BUFFER`, or the most that this machine's kernel allows: iperf3 fails where it gets less."""
+    limits = (Path(f"/proc/sys/net/core/{name}_max") for name in ("rmem", "wmem"))
+    return min(SOCKET_BUFFER, *(int(limit.read_text()) for limit in limits))
 
 
 def round_trip(way: Way, count: int) -> float:

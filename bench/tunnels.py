@@ -1,10 +1,12 @@
 """Tunnels of others, each with two daemons in user space, as their own documentation sets them up.
 
-All of them encrypt, which overlaynet and VXLAN do not: their figures say what that, and one or two system calls a packet, cost.
+All but flanneld encrypt, which overlaynet and VXLAN do not: their figures say what that costs, and what one or two system
+calls a packet cost.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import signal
@@ -13,14 +15,33 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.paths import Way, between_containers
-from bench.site import CONTAINER_MTU, Host, Site
+from bench.paths import Way, between_containers, write_subnet_file
+from bench.site import CONTAINER_MTU, OVERLAY, Host, Site
 from overlaynet.errors import OverlaynetError
 from overlaynet.testing.daemons import wait_until
+from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.namespaces import NetworkNamespace
 
 _PORT = 4242
 _PATIENCE = 20.0
+
+
+@contextlib.contextmanager
+def flanneld(site: Site) -> Iterator[Way]:
+    """flannel with its udp backend, whose wire format overlaynet speaks, and a private etcd on host a."""
+    with (
+        EtcdServer(str(site.a.underlay), network_namespace=site.a.namespace.name) as etcd,
+        _tunnel("flanneld") as tunnel,
+    ):
+        document = json.dumps({"Network": str(OVERLAY), "Backend": {"Type": "udp"}})
+        key, value = (base64.b64encode(text.encode()).decode() for text in ("/coreos.com/network/config", document))
+        etcd.post("/v3/kv/put", {"key": key, "value": value})
+        for host, _ in site.hosts:
+            subnet_file = tunnel.directory / f"{host.label}.env"
+            write_subnet_file(subnet_file, host)
+            arguments = ["--etcd-endpoints", etcd.endpoint, "--iface", "eth0", "--subnet-file", str(subnet_file)]
+            tunnel.start(host, ["flanneld", *arguments])
+        yield tunnel.ready(site)
 
 
 @contextlib.contextmanager

@@ -99,10 +99,17 @@ class Neighbour:
 
 @attrs.frozen
 class ForwardingEntry:
-    """The host that a VXLAN device sends frames for a hardware address to: an entry of its forwarding database (FDB)."""
+    """The host that a VXLAN device sends frames for a hardware address to: an entry of its forwarding database (FDB).
+
+    The address 00:00:00:00:00:00 stands for all that have none; it can have several entries.
+    """
 
     hardware_address: str
     destination: IPAddress
+    port: int | None = None
+    """``None`` for the device's own; so with the next ones."""
+    identifier: int | None = None
+    interface_index: int | None = None
     permanent: bool = True
     """Made by hand; false for one that the device has learnt, which it forgets again."""
 
@@ -232,8 +239,25 @@ def read_forwarding_entry(message: Any) -> ForwardingEntry | None:
     return ForwardingEntry(
         hardware_address=message.get_attr("NDA_LLADDR") or "",
         destination=ipaddress.ip_address(destination),
+        port=message.get_attr("NDA_PORT"),
+        identifier=message.get_attr("NDA_VNI"),
+        interface_index=message.get_attr("NDA_IFINDEX"),
         permanent=bool(message["state"] & NEIGHBOUR_PERMANENT),
     )
+
+
+def forwarding_arguments(entry: ForwardingEntry, device_index: int) -> dict[str, Any]:
+    """The entry as pyroute2 takes it."""
+    arguments: dict[str, Any] = {
+        "family": BRIDGE_FAMILY,
+        "ifindex": device_index,
+        "lladdr": entry.hardware_address,
+        "dst": str(entry.destination),
+        "flags": NEIGHBOUR_SELF,
+    }
+    # ifindex is the device's, so that of the entry goes by the kernel's name.
+    given = {"port": entry.port, "vni": entry.identifier, "NDA_IFINDEX": entry.interface_index}
+    return arguments | {name: value for name, value in given.items() if value is not None}
 
 
 def read_address(message: Any, names: InterfaceNames) -> Address:

@@ -13,6 +13,7 @@ class Command:
     """One subcommand of ``overlaynet``."""
 
     name: str
+    """What follows ``overlaynet`` on the command line."""
     summary: str
     """What it does, in a line that begins with a small letter and ends without a full stop."""
     configure: Callable[[argparse.ArgumentParser], None]

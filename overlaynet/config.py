@@ -18,7 +18,6 @@ from overlaynet.errors import ConfigError, PluginError, SettingsError, did_you_m
 from overlaynet.settings import GROUPS, Settings
 
 ENVIRONMENT_PREFIX = "OVERLAYNET_"
-MASK = "********"
 
 
 @attrs.frozen
@@ -38,7 +37,7 @@ class Resolved:
             if value is None:
                 lines.append(f"# {flag_name(field)[2:]} is not set")
             elif field.metadata["secret"]:
-                lines.append(f'{flag_name(field)[2:]} = "{MASK}"{comment}')
+                lines.append(f'{flag_name(field)[2:]} = "{options.MASK}"{comment}')
             else:
                 lines.append(f"{flag_name(field)[2:]} = {_toml(value)}{comment}")
         return lines

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from overlaynet import joining, lease_keeping, subnet_file
+from overlaynet import boot_clock, joining, lease_keeping, subnet_file
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import (
     BackendError,
@@ -29,6 +29,7 @@ from overlaynet.errors import (
     UnderlayError,
 )
 from overlaynet.health import Health
+from overlaynet.joining import Promised
 from overlaynet.lease_keeping import LeaseKeeper, where
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, Lease, LeaseRequest, Malformed, Peer, Snapshot, Underlay
@@ -87,11 +88,6 @@ class _Node:
         """The lease as the store has it, as far as is known."""
         return self.keeper.lease
 
-    @property
-    def deadline(self) -> float:
-        """Time of the event loop's clock until which the store has promised the lease."""
-        return self.keeper.deadline
-
 
 class Daemon:
     """One node, from start to stop. Runs once."""
@@ -115,7 +111,8 @@ class Daemon:
         self._host_changed = host_changed
         self._health = Health(plugins)
         self._node: _Node | None = None
-        self._lease: Lease | None = None
+        self._claim: asyncio.Task[Promised] | None = None
+        """The lease, from when the store is asked for it."""
         self._stopping = asyncio.Event()
         self._ending = False
         """The life of the node is being cancelled; nothing begins anew."""
@@ -156,7 +153,7 @@ class Daemon:
             "problems": self._health.problems,
         }
         if node is not None:
-            remaining = node.deadline - asyncio.get_running_loop().time()
+            remaining = node.keeper.deadline - boot_clock.now()
             status |= {
                 "network": str(node.network),
                 "backend": node.network.backend_type,
@@ -198,7 +195,7 @@ class Daemon:
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()  # Python 3.11's task groups leave the request behind by which they ended their body
-        node, self._node, self._lease = self._node, None, None
+        node, self._node, self._claim = self._node, None, None
         log.warning("lease lost", extra=fields(reason=error, hint="another one is acquired"))
         self._health.degraded("lease", str(error))
         for peer in () if node is None else node.peers:
@@ -244,6 +241,7 @@ class Daemon:
                 public_ipv6=underlay.public_ipv6,
             ),
         )
+        margin = lease_keeping.renewal_margin(network.lease_ttl, settings.subnet_lease_renew_margin)
         request = LeaseRequest(
             node=settings.node or identity,
             run=secrets.token_hex(8),
@@ -251,16 +249,18 @@ class Daemon:
             public_ipv6=underlay.public_ipv6,
             data=data,
             previous=subnet_file.read_previous(path),
+            renewal_margin=margin,
         )
-        lease, deadline = await joining.acquire(store, network, request, self._health)
-        self._lease = lease
+        self._claim = asyncio.create_task(joining.acquire(store, network, request, self._health), name="claim")
+        # What has been asked for may take effect at any moment: it is not forgotten when the node is told to stop.
+        promised = await asyncio.shield(self._claim)
+        lease = promised.lease
         self._health.recovered("lease")
-        margin = lease_keeping.renewal_margin(network.lease_ttl, settings.subnet_lease_renew_margin)
         keeper = LeaseKeeper(
             store,
             network,
             lease,
-            deadline=deadline,
+            deadline=promised.until,
             margin=margin,
             health=self._health,
             plugins=plugins,
@@ -292,11 +292,15 @@ class Daemon:
         while True:
             try:
                 async with asyncio.timeout(None) as node.watch, aclosing(self._store.watch()) as snapshots:
+                    begun = False
                     async for snapshot in snapshots:
                         backoff.reset()
                         self._health.recovered("store")
                         node.snapshot = snapshot
                         node.keeper.look(snapshot)
+                        if not begun:
+                            begun = True
+                            node.keeper.try_again()
                         self._dirty.set()
             except TimeoutError:
                 if node.watch is None or not node.watch.expired():
@@ -318,16 +322,12 @@ class Daemon:
     async def _reconcile_forever(self, node: _Node) -> None:
         backoff = Backoff(first=1.0, most=AUDIT_INTERVAL)
         delay = AUDIT_INTERVAL
-        loop = asyncio.get_running_loop()
         while True:
-            until = loop.time() + delay
-            if loop.time() < node.deadline:
-                until = min(until, node.deadline)
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout(delay):
                     await self._dirty.wait()
             except TimeoutError:
-                # Time for an audit, for another try, or for the end of the lease.
+                # Time for an audit, or for another try.
                 self._underlay_due = True
             self._dirty.clear()
             if await self._reconcile(node):
@@ -393,12 +393,16 @@ class Daemon:
         )
         self._report(node, desired.rejected)
         peers = desired.peers
-        if asyncio.get_running_loop().time() >= node.deadline:
+        if node.keeper.expired:
             # The store may have given the subnet to another node by now: carry nothing until the lease is back.
-            self._health.degraded("lease", "it has expired and could not be renewed; no packets are carried")
             peers = ()
         changes = difference(node.peers, peers)
-        await node.backend.set_peers(peers)
+        trouble = None
+        try:
+            await node.backend.set_peers(peers)
+        except BackendError as error:
+            # The peers are in force as far as possible all the same, and so are to be their routes.
+            trouble = error
         node.peers = peers
         for peer in changes.removed:
             log.info("peer removed", extra=fields(subnet=peer.subnets))
@@ -409,6 +413,8 @@ class Daemon:
         for peer in changes.added:
             log.info("peer added", extra=fields(subnet=peer.subnets, **where(peer)))
             self._plugins.notify("overlaynet_peer_added", peer=peer)
+        if trouble is not None:
+            raise trouble
 
     async def _apply_routes(self, node: _Node) -> None:
         guards = backstops(node.network) if node.backend.backstop else ()
@@ -421,9 +427,17 @@ class Daemon:
         node.rejected = rejected
 
     async def _release(self) -> None:
-        lease = self._lease
-        if lease is not None and self._settings.release_on_stop and self._stopping.is_set():
-            await lease_keeping.release(self._store, lease)
+        claim = self._claim
+        if claim is None:
+            return
+
+        async def lease() -> Lease:
+            return (await claim).lease
+
+        if self._settings.release_on_stop and self._stopping.is_set():
+            await lease_keeping.release(self._store, lease())
+        claim.cancel()
+        await asyncio.wait({claim})
 
 
 def _text(value: object) -> str | None:

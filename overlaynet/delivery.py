@@ -61,7 +61,9 @@ class Dropped(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        """What it is counted under."""
         self.detail = detail
+        """What is wrong with this packet, in words."""
 
 
 class Delivery:

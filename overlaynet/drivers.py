@@ -66,6 +66,7 @@ class Driver(abc.ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        """As given; an instance of :attr:`Options`."""
 
     async def aclose(self) -> None:  # noqa: B027 - nothing to free is a fair default
         """Free everything that the driver holds; idempotent, and safe to call at any point of its life.
@@ -89,6 +90,7 @@ class Observer:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        """As given; an instance of :attr:`Options`."""
 
 
 class Store(Driver):
@@ -131,7 +133,8 @@ class Store(Driver):
         """Write the lease (which this node holds) with its whole lifetime again; also publishes changed addresses or data.
 
         ``lease`` is what :meth:`acquire` or the last :meth:`renew` returned, evolved at will except for
-        ``subnets`` and ``version``. If the record has vanished, it is created again.
+        ``subnets`` and ``version``. If the record has vanished, it is created again; if it cannot be read any more, it is
+        written over, as long as it cannot be another node's: until the end of what was promised last.
 
         :raises LeaseLost: if another node has written the record, or holds an overlapping subnet, or has it reserved.
         :raises IdentityTaken: if another process with the identity of this node has written the record.

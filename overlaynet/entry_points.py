@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
+from collections.abc import Collection
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -15,6 +17,8 @@ GROUPS: dict[str, str] = {
     "router": "overlaynet.routers",
 }
 """The entry-point group of each axis."""
+FAILURES: tuple[type[BaseException], ...] = (Exception, SystemExit, asyncio.CancelledError)
+"""What code of a third party's may raise, and has failed then. All but what ends this process by its operator's wish."""
 
 
 def entries(group: str) -> list[EntryPoint]:
@@ -27,7 +31,7 @@ def load(entry: EntryPoint) -> Any:
     """What the entry point names. :raises PluginError: if it cannot be imported, whatever its module raises."""
     try:
         return entry.load()
-    except (Exception, SystemExit) as error:
+    except FAILURES as error:
         raise PluginError(
             f"{identify(entry)} failed to import: {error!r}; repair or uninstall {origin(entry)[0]}"
         ) from error
@@ -46,9 +50,9 @@ def origin(entry: EntryPoint) -> tuple[str, str]:
     return entry.dist.name, entry.dist.version
 
 
-def refuse_twins(entry: EntryPoint) -> None:
-    """:raises PluginError: if another entry point of the group has the same name; it names all their distributions."""
-    twins = [other for other in entries(entry.group) if other.name == entry.name]
+def refuse_twins(entry: EntryPoint, group: Collection[EntryPoint]) -> None:
+    """:raises PluginError: if another entry point of its group has the same name; it names all their distributions."""
+    twins = [other for other in group if other.name == entry.name]
     if len(twins) > 1:
         claimants = " and ".join(" ".join(origin(twin)).strip() for twin in twins)
         raise PluginError(f"{entry.group}: {entry.name!r} is claimed by {claimants}; uninstall all but one")

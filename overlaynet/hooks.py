@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from overlaynet import hookspecs
@@ -14,13 +14,11 @@ _MARK = "overlaynet_impl"
 
 def hook_implementations(plugin: object) -> Mapping[str, tuple[str, Callable[..., Any]]]:
     """The functions that are marked with ``hookimpl``: by their name, the hook that each is for, and the function."""
-    found = {}
-    for name in dir(plugin):
-        function = _function(plugin, name)
-        mark = getattr(function, "__dict__", {}).get(_MARK)
-        if mark is not None:
-            found[name] = (mark["specname"] or name, function)
-    return found
+    return {
+        name: (mark["specname"] or name, function)
+        for name, function, mark in _marked(plugin)
+        if inspect.isroutine(function)
+    }
 
 
 def hook_problem(plugin: object) -> str | None:
@@ -29,6 +27,12 @@ def hook_problem(plugin: object) -> str | None:
         function = _function(plugin, name)
         if name.startswith("overlaynet_") and inspect.isfunction(function) and _MARK not in vars(function):
             return f"{name} is not marked with overlaynet.api.hookimpl, so it would never be called"
+    for name, function, _ in _marked(plugin):
+        if not inspect.isroutine(function):
+            return (
+                f"{name} is marked with overlaynet.api.hookimpl, but is no function ({type(function).__name__}), "
+                f"so it would never be called; write one that calls it"
+            )
     specifications = _specifications()
     for name, (hook, function) in hook_implementations(plugin).items():
         if hook not in specifications:
@@ -57,6 +61,15 @@ def _parameter_problem(plugin: object, name: str, known: list[str]) -> str | Non
         if parameter.default is not parameter.empty:
             return f"{name}: {parameter.name!r} has a default, which would hide the hook's argument; remove it"
     return None
+
+
+def _marked(plugin: object) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """What is marked, whatever it is: its name, itself, and its mark."""
+    for name in dir(plugin):
+        member = _function(plugin, name)
+        mark = getattr(member, "__dict__", {}).get(_MARK)
+        if mark is not None:
+            yield name, member, mark
 
 
 def _function(plugin: object, name: str) -> Any:

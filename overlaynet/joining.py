@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import attrs
 
-from overlaynet import config, options
+from overlaynet import boot_clock, config, options
 from overlaynet import network as documents
 from overlaynet.drivers import Backend, Router, Store
 from overlaynet.errors import ConfigError, StoreUnavailable
@@ -118,21 +118,30 @@ def find_router(plugins: Plugins, settings: Settings) -> Callable[[], Router]:
         return partial(router_class, options.parse(router_class.Options, {}, f"router {settings.router}", texts=texts))
 
 
-async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> tuple[Lease, float]:
-    """Claim subnets; returns the lease, and the time of the event loop's clock until which the store promises it.
+@attrs.frozen
+class Promised:
+    """A lease, as the store has granted it."""
+
+    lease: Lease
+    until: float
+    """Time of the boot clock until which the store promises it."""
+
+
+async def acquire(store: Store, network: Network, request: LeaseRequest, health: Health) -> Promised:
+    """Claim subnets.
 
     :raises SubnetsExhausted: if there is none left.
     """
-    loop = asyncio.get_running_loop()
 
-    async def try_once() -> tuple[Lease, float]:
+    async def try_once() -> Promised:
         # The lifetime begins in the store, no earlier than it was asked for.
-        asked_at = loop.time()
-        return await store.acquire(network, request), asked_at + network.lease_ttl
+        asked_at = boot_clock.now()
+        return Promised(await store.acquire(network, request), asked_at + network.lease_ttl)
 
-    lease, deadline = await ask(try_once, health)
+    promised = await ask(try_once, health)
+    lease = promised.lease
     log.info("lease acquired", extra=fields(subnet=lease.subnets, ttl=network.lease_ttl, node=lease.node))
-    return lease, deadline
+    return promised
 
 
 async def ask(question: Callable[[], Awaitable[T]], health: Health) -> T:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
 
+from overlaynet import boot_clock
 from overlaynet.drivers import Store
-from overlaynet.errors import LeaseLost, StoreError, StoreUnavailable
+from overlaynet.errors import LeaseLost, OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.health import Health
 from overlaynet.joining import in_time
 from overlaynet.logs import fields
@@ -20,7 +21,16 @@ from overlaynet.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT = 5.0
+RELEASE_TIMEOUT = 25.0
+"""Seconds that a stop waits for the store to take a lease back.
+
+Enough for two hung members of an etcd, which cost a request 10 seconds each, and the answer of the next; and less than
+service managers wait for the end of a stop (the systemd unit 40 seconds, Kubernetes 30).
+"""
+LEAST_PAUSE = 1.0
+"""Least seconds between two renewals, whatever asks for them."""
+_HAIR = 0.001
+"""Seconds that an alarm may ring early."""
 
 
 def renewal_margin(ttl: float, minutes: int) -> float:
@@ -35,9 +45,11 @@ def renewal_margin(ttl: float, minutes: int) -> float:
 class LeaseKeeper:
     """Keeps one lease, from when the store has granted it until :meth:`run` ends.
 
-    :param deadline: time of the event loop's clock until which the store has promised the lease.
+    While it runs, it alone tells ``health`` how the lease is.
+
+    :param deadline: time of the boot clock until which the store has promised the lease.
     :param margin: seconds before its end at which it is renewed (see :func:`renewal_margin`).
-    :param changed: called whenever the lease, or the time until which it is promised, has changed.
+    :param changed: called whenever the lease, or the time until which it is promised, has changed, and when that is over.
     """
 
     def __init__(
@@ -62,10 +74,24 @@ class LeaseKeeper:
         self._changed = changed
         self._wanted = lease
         self._due = asyncio.Event()
+        self._missing = False
+        self._failure: str | None = None
+        """Why the last renewal has failed."""
+
+    @property
+    def expired(self) -> bool:
+        """True once the store may have given the subnet to another node: then no packets are to be carried."""
+        return boot_clock.now() > self.deadline - _HAIR
 
     def look(self, snapshot: Snapshot) -> None:
         """See if the store still has the lease as ours; if not, it is renewed at once, which shows who has it."""
         if not any(_same_holder(found, self.lease) for found in snapshot.leases):
+            self._missing = True
+            self._due.set()
+
+    def try_again(self) -> None:
+        """The store seems to be back: a renewal that has failed is tried again at once. Nothing happens if none has."""
+        if self._failure is not None:
             self._due.set()
 
     def publish(self, underlay: Underlay) -> None:
@@ -79,60 +105,93 @@ class LeaseKeeper:
 
         :raises LeaseLost: if another node, or another process of this node, holds it now.
         """
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(first=1.0, most=60.0)
-        while True:
-            await self._until_renewal()
-            asked_at = loop.time()
-            event = "lease taken back" if self._due.is_set() else "lease renewed"
-            self._due.clear()
-            wanted = attrs.evolve(self._wanted, version=self.lease.version)
-            if wanted != self.lease:
-                event = "address published"
-            try:
-                # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
-                self.lease = await in_time(self._store.renew(self._network, wanted))
-            except LeaseLost as error:
-                self._plugins.notify("overlaynet_lease_lost", lease=self.lease, reason=str(error))
-                raise
-            except (StoreUnavailable, StoreError) as error:
-                self._health.degraded("lease", f"it cannot be renewed: {error}")
-                delay = backoff.next()
-                if loop.time() < self.deadline < loop.time() + delay:
-                    delay = self.deadline - loop.time()
-                await asyncio.sleep(delay)
-                self._due.set()
-                self._changed()  # past the deadline, no peer may be served any more
-                continue
-            backoff.reset()
-            self.deadline = asked_at + self._network.lease_ttl
-            self._wanted = attrs.evolve(self._wanted, reserved=self.lease.reserved)
-            if self._wanted != self.lease:
-                self._due.set()  # it has changed once more meanwhile
-            self._health.recovered("lease")
-            self._changed()
-            log.info(event, extra=fields(subnet=self.lease.subnets, ttl=self._network.lease_ttl, **where(self.lease)))
-            self._plugins.notify("overlaynet_lease_renewed", lease=self.lease)
-
-    async def _until_renewal(self) -> None:
-        """Return when the lease should be renewed: at its margin, or as soon as the store shows it missing."""
+        backoff = Backoff(first=LEAST_PAUSE, most=60.0)
+        end = boot_clock.call_at(self.deadline, self._end)
+        renew_at = self.deadline - self._margin
         try:
-            async with asyncio.timeout_at(self.deadline - self._margin):
-                await self._due.wait()
-        except TimeoutError:
-            return
+            while True:
+                await boot_clock.wait(self._due, renew_at)
+                asked_at = boot_clock.now()
+                event = "lease taken back" if self._missing or self.expired else "lease renewed"
+                self._due.clear()
+                wanted = attrs.evolve(self._wanted, version=self.lease.version)
+                if wanted != self.lease:
+                    event = "address published"
+                try:
+                    # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
+                    self.lease = await in_time(self._store.renew(self._network, wanted))
+                except LeaseLost as error:
+                    self._plugins.notify("overlaynet_lease_lost", lease=self.lease, reason=str(error))
+                    raise
+                except (StoreUnavailable, StoreError) as error:
+                    self._failure = str(error)
+                    self._report()
+                    renew_at = boot_clock.now() + backoff.next()
+                else:
+                    backoff.reset()
+                    self.deadline = asked_at + self._network.lease_ttl
+                    renew_at = self.deadline - self._margin
+                    end.cancel()
+                    end = boot_clock.call_at(self.deadline, self._end)
+                    self._renewed(event)
+                await asyncio.sleep(LEAST_PAUSE)
+        finally:
+            end.cancel()
+
+    def _renewed(self, event: str) -> None:
+        self._missing, self._failure = False, None
+        self._wanted = attrs.evolve(self._wanted, reserved=self.lease.reserved)
+        if self._wanted != self.lease:
+            self._due.set()  # it has changed once more meanwhile
+        self._health.recovered("lease")
+        self._changed()
+        log.info(event, extra=fields(subnet=self.lease.subnets, ttl=self._network.lease_ttl, **where(self.lease)))
+        self._plugins.notify("overlaynet_lease_renewed", lease=self.lease)
+
+    def _end(self) -> None:
+        """What was promised is over, be it that the host has slept for too long: nothing is carried until it is renewed."""
+        self._report()
+        self._due.set()
+        self._changed()
+
+    def _report(self) -> None:
+        reasons = []
+        if self.expired:
+            reasons.append("it has expired, and no packets are carried")
+        if self._failure is not None:
+            reasons.append(f"it cannot be renewed: {self._failure}")
+        self._health.degraded("lease", "; ".join(reasons))
 
 
-async def release(store: Store, lease: Lease) -> None:
-    """Give a lease back as the node stops. The store may be down: that is no reason to hang, and only logged."""
+async def release(store: Store, claim: Awaitable[Lease]) -> None:
+    """Give a lease back as the node stops, again until the store has answered; but no longer than :data:`RELEASE_TIMEOUT`.
+
+    The store may be down: that is no reason to hang, and only logged.
+
+    :param claim: the lease; if it is still being claimed, that is waited for, as it may take effect at any moment. A
+        claim that fails leaves nothing to give back.
+    """
+    subnet: object = "not known yet"
+    reason = "no answer in time"
+    backoff = Backoff()
     try:
         async with asyncio.timeout(RELEASE_TIMEOUT):
-            await store.release(lease)
-    except (StoreUnavailable, StoreError, TimeoutError) as error:
-        reason = str(error) or "no answer in time"
-        log.warning("lease not released", extra=fields(subnet=lease.subnets, reason=reason))
-    else:
-        log.info("lease released", extra=fields(subnet=lease.subnets))
+            lease = await claim
+            subnet = lease.subnets
+            while True:
+                try:
+                    await store.release(lease)
+                except StoreUnavailable as error:
+                    reason = str(error)
+                    await asyncio.sleep(backoff.next())
+                else:
+                    log.info("lease released", extra=fields(subnet=subnet))
+                    return
+    except TimeoutError:
+        pass
+    except OverlaynetError as error:
+        reason = str(error)
+    log.warning("lease not released", extra=fields(subnet=subnet, reason=reason))
 
 
 def where(holder: Lease | Peer) -> Mapping[str, object]:

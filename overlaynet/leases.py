@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from overlaynet import records
+from overlaynet import boot_clock, records
 from overlaynet.drivers import Store
 from overlaynet.errors import (
     IdentityTaken,
@@ -26,14 +27,26 @@ from overlaynet.errors import (
     StoreUnavailable,
     SubnetsExhausted,
 )
+from overlaynet.logs import fields
 from overlaynet.model import Lease, LeaseRequest, Malformed, Reservation, Reserved, Snapshot, Subnets
 from overlaynet.network import Network, SubnetRange
 from overlaynet.reservations import Reservations
 from overlaynet.table import Record, Table
 
+log = logging.getLogger(__name__)
+
 N = TypeVar("N", IPv4Network, IPv6Network)
 
 _TTL_QUERIES_AT_ONCE = 16
+
+
+@attrs.frozen
+class _Granted:
+    """A lease that this process holds: what else it has written for the same node is a remnant."""
+
+    lease: Lease
+    until: float
+    """Time of the boot clock until which the table has promised the lease."""
 
 
 class TableStore(Store):
@@ -46,6 +59,8 @@ class TableStore(Store):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._opened: Table | None = None
+        self._granted: dict[str, _Granted] = {}
+        """The lease that each node of this process holds, by its identity."""
 
     @abc.abstractmethod
     def make_table(self) -> Table:
@@ -91,7 +106,9 @@ class TableStore(Store):
 
     async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
         wanted = request.previous
+        self._granted.pop(request.node, None)
         while True:
+            asked_at = boot_clock.now()
             reserved = await self.reserved.list()
             held = await self.table.list(records.LEASE_PREFIX)
             if await self.reserved.tend(reserved, held):
@@ -120,6 +137,7 @@ class TableStore(Store):
                 # What else stands under this node's name is a remnant, such as of a claim whose answer was lost.
                 if other != subnets and records.decode_lease(record.key, record.value).node:
                     await self.reserved.vacate(record, other)
+            self._granted[request.node] = _Granted(lease, asked_at + network.lease_ttl)
             return lease
 
     async def _claim(
@@ -133,6 +151,7 @@ class TableStore(Store):
             data=request.data,
             node=request.node,
             run=request.run,
+            renewal_margin=request.renewal_margin,
             reserved=reserved.of(subnets) is not None,
         )
         key, value = records.lease_key(subnets), records.encode_lease(lease)
@@ -151,6 +170,7 @@ class TableStore(Store):
         found: Record | None = attrs.evolve(_EMPTY, key=key, version=lease.version)
         known = True
         while True:
+            asked_at = boot_clock.now()
             if found is not None:
                 written = await self.table.replace(found, value, network.lease_ttl)
             else:
@@ -158,15 +178,18 @@ class TableStore(Store):
             if written is not None:
                 if not known and not await self._stands(written, lease):
                     raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
-                return _granted(lease, written, network)
+                renewed = _granted(lease, written, network)
+                self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
+                return renewed
             # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
             # which nobody has checked against the other records yet.
             known = False
             found = await self.table.get(key)
-            if found is not None and not await self._kept_for(lease, found):
+            if found is not None and not self._damaged(lease, found) and not await self._kept_for(lease, found):
                 _check_still_own(found, lease)
 
     async def release(self, lease: Lease) -> None:
+        self._granted.pop(lease.node, None)
         record = await self.table.get(records.lease_key(lease.subnets))
         if record is None:
             return
@@ -214,11 +237,46 @@ class TableStore(Store):
                     reserved.discard(subnets)
                 # Once reserved, an expiry is looked into, even if flannel has written over the mark.
                 reserved |= {lease.subnets for lease in leases if lease.reserved}
+                for lease in leases:
+                    await self._vacate_if_remnant(lease)
                 snapshot = _snapshot(leases, malformed)
                 if snapshot != previous:
                     yield snapshot
                 previous = snapshot
         raise StoreUnavailable(f"the watch of {self} ended")
+
+    async def _vacate_if_remnant(self, lease: Lease) -> None:
+        """End a claim of a node of this process that came into effect after the node had given it up and got another.
+
+        So may do a claim whose answer did not come: the member of etcd that had it hung, and was passed over.
+        """
+        granted = self._granted.get(lease.node)
+        held = None if granted is None else granted.lease
+        if held is not None and lease.run == held.run and lease.subnets != held.subnets:
+            remnant = Record(records.lease_key(lease.subnets), b"", lease.version)
+            if await self.reserved.vacate(remnant, lease.subnets):
+                log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=held.subnets))
+
+    def _damaged(self, lease: Lease, record: Record) -> bool:
+        """True if the record is this node's own, and nobody can read it any more: it may be written over.
+
+        An unreadable record names no owner. But as long as the table's promise lasted when it was read, nobody else can
+        have claimed the key: the protocol lets a claim through only when the record of the one before has ended, by time
+        or by its own node. So what stands there came of our record, by a hand or a disk, and it is written over by
+        compare-and-swap at exactly this version; were it to end meanwhile, and another node to claim the key, that
+        would fail. Beyond the promise it may be what became of another node's claim: then the lease is lost.
+        """
+        granted = self._granted.get(lease.node)
+        if granted is None or (granted.lease.run, granted.lease.subnets) != (lease.run, lease.subnets):
+            return False
+        try:
+            records.decode_lease(record.key, record.value)
+        except RecordError as error:
+            if boot_clock.now() >= granted.until:
+                return False
+            log.warning("damaged record of the lease is written over", extra=fields(key=record.key, reason=str(error)))
+            return True
+        return False
 
     async def _kept_for(self, lease: Lease, record: Record) -> bool:
         """True if a vanished lease may be written over the record: it is a placeholder, and not for another node.

@@ -25,7 +25,9 @@ class Subnets:
     """What one lease covers: an IPv4 subnet, an IPv6 subnet, or one of each. At least one is set."""
 
     ipv4: IPv4Network | None = None
+    """The IPv4 subnet, if there is one."""
     ipv6: IPv6Network | None = None
+    """The IPv6 subnet, if there is one."""
 
     def __attrs_post_init__(self) -> None:
         if self.ipv4 is None and self.ipv6 is None:
@@ -48,13 +50,15 @@ class Subnets:
 class LeaseData:
     """What a backend publishes with its node's lease, for the same backend on the other nodes.
 
-    ``backend_type`` is flannel's ``BackendType``; empty means that it is not stated, as flannel's udp does.
-    ``ipv4`` and ``ipv6`` are JSON values of the backend's own (flannel's ``BackendData`` and ``BackendV6Data``).
+    A lease that takes more than 64 KiB in the store with it is not written.
     """
 
     backend_type: str = ""
+    """flannel's ``BackendType``; empty if it is not stated, as flannel's udp does."""
     ipv4: JSON = None
+    """A value of the backend's own, for its packets by IPv4 (flannel's ``BackendData``)."""
     ipv6: JSON = None
+    """A value of the backend's own, for its packets by IPv6 (flannel's ``BackendV6Data``)."""
 
 
 @attrs.frozen
@@ -62,13 +66,19 @@ class Lease:
     """One node's claim to its subnets, as the store holds it."""
 
     subnets: Subnets
+    """What the node holds."""
     public_ipv4: IPv4Address | None = None
+    """Where peers with IPv4 reach the node; ``None`` if they cannot."""
     public_ipv6: IPv6Address | None = None
+    """Where peers with IPv6 reach the node; ``None`` if they cannot."""
     data: LeaseData = LeaseData()
+    """What the node's backend publishes."""
     node: str = ""
     """Identity of the node; empty in leases that flannel wrote."""
     run: str = ""
     """Identity of the process that wrote the lease; a restart of the same node has another."""
+    renewal_margin: float | None = attrs.field(default=None, eq=False)
+    """Seconds before its end at which its node renews it; ``None`` if the record does not say, as flannel's do not."""
     reserved: bool = False
     """The subnets were found to be reserved (for whom, only the reservation says) when the record was written."""
     version: str = attrs.field(default="", eq=False)
@@ -82,12 +92,19 @@ class LeaseRequest:
     """What a node asks a store for."""
 
     node: str
+    """Identity of the node, which a restart does not change."""
     run: str
+    """Identity of the process that asks."""
     public_ipv4: IPv4Address | None = None
+    """Where peers with IPv4 reach the node; ``None`` if they cannot."""
     public_ipv6: IPv6Address | None = None
+    """Where peers with IPv6 reach the node; ``None`` if they cannot."""
     data: LeaseData = LeaseData()
+    """What the node's backend publishes."""
     previous: Subnets | None = None
     """Subnets that the node held in an earlier life; preferred when they are free."""
+    renewal_margin: float | None = None
+    """Seconds before its end at which the node is going to renew the lease."""
 
 
 @attrs.frozen
@@ -99,9 +116,13 @@ class Reservation:
     """
 
     subnets: Subnets
+    """What is reserved."""
     node: str = ""
+    """Identity of the node that it is for; empty if that is named by an address, or nobody's."""
     public_ipv4: IPv4Address | None = None
+    """Address of the node that it is for, if it is named by that."""
     public_ipv6: IPv6Address | None = None
+    """Likewise."""
 
     def is_for(self, holder: Lease | LeaseRequest) -> bool:
         """True if that node is the one that the subnets are reserved for."""
@@ -134,7 +155,9 @@ class Malformed:
     """A record that cannot be used: where it lies, and why it cannot be used. Both are short and printable."""
 
     key: str = attrs.field(converter=printable)
+    """Where the record lies in the store."""
     reason: str = attrs.field(converter=printable)
+    """Why it cannot be used."""
     version: str = attrs.field(default="", eq=False)
     """The store's token for exactly this state of the record, for compare-and-swap."""
 
@@ -144,6 +167,7 @@ class Reserved:
     """All reservations at one moment, in the order of their keys."""
 
     reservations: tuple[Reservation, ...] = ()
+    """One for each record that names subnets."""
     malformed: tuple[Malformed, ...] = ()
     """Those whose record cannot be read; if their key can be, they are among the reservations, for nobody."""
 
@@ -165,7 +189,9 @@ class Snapshot:
     """All leases of the network at one moment, in the order of their keys."""
 
     leases: tuple[Lease, ...] = ()
+    """Those that can be read."""
     malformed: tuple[Malformed, ...] = ()
+    """Records that cannot be read as leases."""
 
 
 @attrs.frozen
@@ -173,14 +199,17 @@ class Underlay:
     """How this node is attached to the network of the hosts: by an IPv4 address, an IPv6 address, or one of each."""
 
     interface: str
+    """Name of the interface, such as ``eth0``."""
     mtu: int
     """Bytes in the largest IP packet that the interface sends unfragmented."""
     ipv4: IPv4Address | None = None
     """The interface's own address: what sockets bind to."""
     ipv6: IPv6Address | None = None
+    """Likewise."""
     public_ipv4: IPv4Address | None = None
     """Where the peers reach this node: the interface's address, unless the operator says otherwise (NAT)."""
     public_ipv6: IPv6Address | None = None
+    """Likewise."""
 
     @property
     def addresses(self) -> frozenset[IPAddress]:
@@ -194,6 +223,7 @@ class Device:
     """The overlay's network device on this host."""
 
     name: str
+    """Name of the interface, such as ``overlay0``."""
     mtu: int
     """Bytes in the largest IP packet that containers can send through it."""
     instance: str = attrs.field()
@@ -212,10 +242,15 @@ class Peer:
     """Another node, as the packet path needs it: its subnets and where to send what is meant for them."""
 
     subnets: Subnets
+    """What lies behind it."""
     public_ipv4: IPv4Address | None = None
+    """Its address by IPv4; ``None`` if it has none."""
     public_ipv6: IPv6Address | None = None
+    """Its address by IPv6; ``None`` if it has none."""
     node: str = ""
+    """Its identity; empty if flannel wrote its lease."""
     data: LeaseData = LeaseData()
+    """What its backend has published."""
 
     def __str__(self) -> str:
         address = self.public_ipv4 if self.public_ipv4 is not None else self.public_ipv6
@@ -230,8 +265,12 @@ class Route:
     """
 
     destination: IPNetwork
+    """Where packets that it is for go to."""
     kind: Literal["unicast", "unreachable"] = "unicast"
+    """Whether they are sent on, or their sender is told that nobody can be reached."""
     device: str | None = None
+    """Name of the interface that they leave by."""
     gateway: IPAddress | None = None
+    """Whom they are handed to; ``None`` if their destination itself."""
     onlink: bool = False
     """The gateway is reachable on the device although no connected route says so."""

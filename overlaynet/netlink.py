@@ -24,7 +24,6 @@ from overlaynet._netlink_messages import (
     FAMILIES,
     MAIN_TABLE,
     NEIGHBOUR_PERMANENT,
-    NEIGHBOUR_SELF,
     SCOPE_GLOBAL,
     SCOPE_HOST,
     SCOPE_LINK,
@@ -37,6 +36,7 @@ from overlaynet._netlink_messages import (
     Neighbour,
     Vxlan,
     address_arguments,
+    forwarding_arguments,
     read_address,
     read_forwarding_entry,
     read_link,
@@ -358,26 +358,19 @@ class Netlink:
         return [entry for entry in entries if entry is not None]
 
     def set_forwarding_entry(self, name: str, entry: ForwardingEntry) -> None:
-        """Make a permanent entry, in the place of any other for the same hardware address. Idempotent."""
+        """Make a permanent entry, in the place of any other for the same hardware address. Idempotent.
+
+        Of several entries for one hardware address, the kernel replaces the first one.
+        """
         with _asking(f"set the forwarding entry {entry.hardware_address} to {entry.destination} on {name}"):
-            self._opened.neigh(
-                "replace", **self._forwarding_arguments(name, entry), flags=NEIGHBOUR_SELF, state=NEIGHBOUR_PERMANENT
-            )
+            arguments = forwarding_arguments(entry, self._index(name))
+            self._opened.neigh("replace", **arguments, state=NEIGHBOUR_PERMANENT)
 
     def delete_forwarding_entry(self, name: str, entry: ForwardingEntry) -> None:
-        """Delete an entry; nothing happens if there is none."""
-        arguments = self._forwarding_arguments(name, entry)
+        """Delete exactly this entry; nothing happens if there is none like it."""
         request = f"delete the forwarding entry {entry.hardware_address} to {entry.destination} on {name}"
         with _unless_missing(), _asking(request):
-            self._opened.neigh("del", **arguments, flags=NEIGHBOUR_SELF)
-
-    def _forwarding_arguments(self, name: str, entry: ForwardingEntry) -> dict[str, Any]:
-        return {
-            "family": BRIDGE_FAMILY,
-            "ifindex": self._index(name),
-            "lladdr": entry.hardware_address,
-            "dst": str(entry.destination),
-        }
+            self._opened.neigh("del", **forwarding_arguments(entry, self._index(name)))
 
     # -- what they share
 

@@ -31,9 +31,13 @@ class SubnetRange(Generic[N]):
     """The subnets of one address family that nodes may lease: ``prefix_length`` long, from ``first`` to ``last``."""
 
     network: N
+    """The overlay's network, of which the subnets are parts."""
     prefix_length: int
+    """Of each subnet."""
     first: N
+    """The first subnet that is leased."""
     last: N
+    """The last one."""
 
     @property
     def size(self) -> int:
@@ -75,10 +79,16 @@ class Network:
     """
 
     ipv4: SubnetRange[IPv4Network] | None = None
+    """The overlay's IPv4 subnets, if it has IPv4."""
     ipv6: SubnetRange[IPv6Network] | None = None
+    """The overlay's IPv6 subnets, if it has IPv6."""
     backend_type: str = "udp"
-    backend_options: Mapping[str, JSON] = attrs.field(factory=dict)
-    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them."""
+    """Name of the backend of all nodes, in small letters."""
+    backend_options: Mapping[str, JSON] = attrs.field(factory=dict, repr=False)
+    """The members of ``Backend`` but for ``Type``, as written; the backend's ``Options`` class checks them.
+
+    Some may be secret.
+    """
     lease_ttl: float = DEFAULT_LEASE_TTL
     """Seconds that a lease lives without being renewed."""
 

@@ -29,8 +29,11 @@ Check = Callable[[Any], str | None]
 """Looks at a value; returns what is wrong with it ("must be between 1 and 65535"), or ``None``.
 
 The first line of its docstring says what a value must be ("an interface name of 1 to 15 bytes"), for readers of the
-option's documentation.
+option's documentation, and for the message about a secret value, which must not quote it.
 """
+
+MASK = "********"
+"""Stands where a secret value is not shown."""
 
 _TYPE_NAMES: Mapping[Any, str] = {
     int: "whole number",
@@ -56,10 +59,13 @@ def option(
     :param default: value when it is not given; without a default the option is required.
     :param help: one sentence for the reference page.
     :param name: how the option is written in documents (``MTU``); by default made from the attribute (``VtepPort``).
-    :param secret: the value is never shown.
+    :param secret: the value is never shown, nor what ``check`` says of it, which may quote it.
     :param node: of a backend: each node may have a value of its own (a file's path, say), given with ``--backend-option``
         of ``overlaynet run``, which wins over that of the network document. All other options are the same everywhere.
     :param check: looks at the value once its type is right.
+
+    What options must be beside each other, the class itself checks in ``__attrs_post_init__``, which raises ``ValueError``
+    with a sentence that names the options; so do validators of attrs. The message says whose options they are.
     """
     metadata = {"help": help, "name": name, "secret": secret, "node": node, "check": check}
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
@@ -144,6 +150,8 @@ def class_problem(cls: object) -> str | None:
     names: dict[str, str] = {}
     for field in attrs.fields(cls):
         shown = f"option {display_name(field)}"
+        if not field.init:
+            return f"{shown} is declared with init=False, so it could never be given; remove that"
         folded = _fold(display_name(field))
         if folded in names:
             return f"{shown} cannot be told from {names[folded]}, as case, - and _ make no difference; rename one"
@@ -155,15 +163,16 @@ def class_problem(cls: object) -> str | None:
             continue
         try:
             wrong = _default_problem(field, hint)
-        except Exception as error:  # whatever a third party's factory or check raises
-            return f"the default of {shown} cannot be checked: {error!r}"
-        if not (wrong is None or isinstance(wrong, str)):
-            return (
-                f"the check of {shown} returns {wrong!r} for its default; it returns what is wrong as a string, or None"
-            )
+        except Exception as error:  # whatever a third party's factory raises
+            return f"the default of {shown} cannot be made: {_raised(error, field)}"
         if wrong is not None:
             return f"the default of {shown} {wrong}"
     return None
+
+
+def declares(cls: type[Any], name: str) -> bool:
+    """Whether ``cls`` has an option of this name, however it is written."""
+    return any(_fold(display_name(field)) == _fold(name) for field in attrs.fields(cls))
 
 
 def display_name(field: attrs.Attribute[Any]) -> str:
@@ -181,17 +190,13 @@ def parse(cls: type[T], values: Mapping[str, object], where: str, texts: Mapping
     :raises ConfigError: for a name that is not an option (with the nearest one), a value of the wrong type or out of
         bounds, or a required option that is missing.
     """
-    arguments = read(cls, values, where) | read(cls, texts or {}, where, from_text=True)
-    for field in attrs.fields(typing.cast(Any, cls)):
-        if field.default is attrs.NOTHING and field.name not in arguments:
-            raise ConfigError(f"{where}: option {display_name(field)} is missing; it has no default")
-    return cls(**arguments)
+    return _make(cls, read(cls, values, where) | read(cls, texts or {}, where, from_text=True), where)
 
 
 def read(cls: type[Any], values: Mapping[str, object], where: str, *, from_text: bool = False) -> dict[str, object]:
-    """Check values against the options of ``cls``; returns them by attribute, for those that are given.
+    """Check values against the options of ``cls``, each by itself; returns them by attribute, for those that are given.
 
-    :raises ConfigError: as :func:`parse` does, but for options that are missing.
+    :raises ConfigError: as :func:`parse` does, but for options that are missing, or do not fit together.
     """
     fields = {_fold(display_name(field)): field for field in attrs.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -210,6 +215,33 @@ def read(cls: type[Any], values: Mapping[str, object], where: str, *, from_text:
             raise ConfigError(f"{shown} {wrong}")
         arguments[field.name] = typed_value
     return arguments
+
+
+def read_shared(cls: type[Any], texts: Mapping[str, str], where: str) -> dict[str, object]:
+    """Read what all nodes of a network are to share of a backend's options, from a command line; by name in documents.
+
+    :raises ConfigError: as :func:`parse` does. What each node may have a value of its own for is not missed here; and while
+        there is such an option, only the nodes can tell whether all fit together.
+    """
+    arguments = read(cls, texts, where, from_text=True)
+    fields = attrs.fields(cls)
+    for field in fields:
+        if not field.metadata.get("node"):
+            _require(field, arguments, where)
+    if not any(field.metadata.get("node") for field in fields):
+        _make(cls, arguments, where)
+    return {display_name(field): arguments[field.name] for field in fields if field.name in arguments}
+
+
+def masked(cls: type[Any] | None, values: Mapping[str, T]) -> dict[str, T | str]:
+    """The values as they may be shown: those of secret options of ``cls`` are not.
+
+    Neither are those that ``cls`` does not know, for they may be misspelt; nor any, if it is not known which class they
+    are for (``None``).
+    """
+    fields = () if cls is None else attrs.fields(cls)
+    plain = {_fold(display_name(field)) for field in fields if not field.metadata.get("secret")}
+    return {name: value if _fold(name) in plain else MASK for name, value in values.items()}
 
 
 def check_own(cls: type[Any], names: Iterable[str], where: str) -> None:
@@ -238,12 +270,12 @@ def read_text(hint: Any, text: str) -> object:
             return True
         if folded in ("false", "no", "off", "0"):
             return False
-        raise ValueError("must be true or false")
+        raise ValueError(f"must be {_with_article(hint)}")
     if hint is int or hint is float:
         try:
             return hint(text)
         except ValueError:
-            raise ValueError(f"must be a {'whole ' if hint is int else ''}number") from None
+            raise ValueError(f"must be {_with_article(hint)}") from None
     if typing.get_origin(hint) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text
@@ -262,11 +294,38 @@ def typed(hint: Any, value: object) -> object:
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
             return tuple(value)
-        raise ValueError("must be a list of strings")
+        raise ValueError(f"must be {_with_article(hint)}")
     if type(value) is not hint:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-        raise ValueError(f"must be {names[hint]}")
+        raise ValueError(f"must be {_with_article(hint)}")
     return value
+
+
+def _make(cls: type[T], arguments: Mapping[str, object], where: str) -> T:
+    """Make the options, given by attribute. :raises ConfigError: if one is missing, or the class refuses them together."""
+    fields = attrs.fields(typing.cast(Any, cls))
+    for field in fields:
+        _require(field, arguments, where)
+    try:
+        return cls(**{field.alias: arguments[field.name] for field in fields if field.name in arguments})
+    except (ValueError, TypeError) as error:  # what validators raise
+        # Those of attrs say more than a sentence, and the sentence first.
+        text = str(error.args[0] if error.args else "its options are refused, and nothing is said of why")
+        if any(secret in text for field in fields for secret in _secrets(field, arguments)):
+            raise ConfigError(f"{where}: its options are refused by a message that shows a secret one") from None
+        raise ConfigError(f"{where}: {text}") from error
+
+
+def _secrets(field: attrs.Attribute[Any], arguments: Mapping[str, object]) -> list[str]:
+    """The texts that must not be shown, for a secret option that is given."""
+    if not field.metadata.get("secret"):
+        return []
+    value = arguments.get(field.name)
+    return [str(part) for part in (value if isinstance(value, tuple) else (value,)) if part not in (None, "")]
+
+
+def _require(field: attrs.Attribute[Any], arguments: Mapping[str, object], where: str) -> None:
+    if field.default is attrs.NOTHING and field.name not in arguments:
+        raise ConfigError(f"{where}: option {display_name(field)} is missing; it has no default")
 
 
 def _complaint(error: ValueError, field: attrs.Attribute[Any], value: object) -> str:
@@ -274,9 +333,28 @@ def _complaint(error: ValueError, field: attrs.Attribute[Any], value: object) ->
 
 
 def _refused(field: attrs.Attribute[Any], value: object) -> str | None:
-    """What the field's check says of a value of the right type."""
+    """What the field's check says of a value of the right type, or what is wrong with the check."""
     check: Check | None = field.metadata.get("check")
-    return check(value) if check is not None and value is not None else None
+    if check is None or value is None:
+        return None
+    try:
+        wrong: object = check(value)
+    except Exception as error:  # whatever a third party's check raises
+        return f"cannot be checked: {_raised(error, field)}"
+    if wrong is None:
+        return None
+    if not isinstance(wrong, str):
+        kind = type(wrong).__name__
+        return f"cannot be checked: its check returns a value of type {kind}, not what is wrong as a string, or None"
+    if field.metadata.get("secret"):
+        meant = _check_name(check)
+        return "is refused by its check" if meant is None else f"must be {meant}"
+    return wrong
+
+
+def _raised(error: Exception, field: attrs.Attribute[Any]) -> str:
+    """An exception, in words that show no secret."""
+    return type(error).__name__ if field.metadata.get("secret") else repr(error)
 
 
 def _default_problem(field: attrs.Attribute[Any], hint: Any) -> str | None:
@@ -295,6 +373,10 @@ def _default(field: attrs.Attribute[Any]) -> Any:
 
 def _type_name(hint: Any) -> str:
     return _TYPE_NAMES[_without_none(hint)]
+
+
+def _with_article(hint: Any) -> str:
+    return _TYPE_NAMES[hint] if hint is bool else f"a {_TYPE_NAMES[hint]}"
 
 
 def _check_name(check: Check | None) -> str | None:

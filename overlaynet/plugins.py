@@ -7,18 +7,18 @@ left out. Nothing here is global: each :class:`Plugins` is a world of its own.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from overlaynet import hookspecs, options
-from overlaynet.drivers import API, Backend, Driver, Observer, Router, Store
-from overlaynet.entry_points import GROUPS, OBSERVERS, entries, identify, load, refuse_twins
+from overlaynet.checks import check_driver, check_driver_name, check_observer
+from overlaynet.drivers import Driver, Observer
+from overlaynet.entry_points import FAILURES, GROUPS, OBSERVERS, entries, identify, load, refuse_twins
 from overlaynet.errors import ConfigError, PluginError, did_you_mean
 from overlaynet.hooks import hook_implementations, hook_problem
 from overlaynet.logs import fields
@@ -26,7 +26,6 @@ from overlaynet.logs import fields
 log = logging.getLogger(__name__)
 trace_log = logging.getLogger("overlaynet.trace")
 
-_BASES: dict[str, type[Driver]] = {"store": Store, "backend": Backend, "router": Router}
 _ENTRY_POINTS = "entry points"
 _LONGEST_RESULT = 200
 """Characters of a hook's result or argument that a trace shows."""
@@ -39,7 +38,7 @@ class _EntryPointDrivers:
     @hookspecs.hookimpl(trylast=True)
     def overlaynet_driver(axis: str, name: str) -> type[Driver] | None:
         matching = [entry for entry in entries(GROUPS[axis]) if entry.name == name]
-        return load_driver(axis, matching[0]) if matching else None
+        return load_driver(axis, matching[0], matching) if matching else None
 
 
 class Plugins:
@@ -56,8 +55,6 @@ class Plugins:
         self._manager = pluggy.PluginManager("overlaynet")
         self._manager.add_hookspecs(hookspecs)
         self._manager.register(_EntryPointDrivers(), name=_ENTRY_POINTS)
-        if trace:
-            trace_log.setLevel(logging.INFO)
 
     def register(self, plugin: object, name: str | None = None) -> None:
         """Add an observer. :raises PluginError: naming what is wrong with its hooks; then it is not added."""
@@ -72,31 +69,32 @@ class Plugins:
         :raises PluginError: for the first that is broken, if this is strict.
         """
         found, given = entries(OBSERVERS), given or {}
-        for name in given:
-            known = sorted({entry.name for entry in found})
-            if name not in known:
-                raise ConfigError(
-                    f"--plugin-option: there is no plugin {name!r}{did_you_mean(name, known)} "
-                    f"(installed: {', '.join(known) or 'none'})"
-                )
+        refuse_strangers(given, found)
         for entry in found:
             try:
-                self.load_observer(entry, given.get(entry.name))
+                self.load_observer(entry, found, given.get(entry.name))
             except PluginError as error:
                 if self._strict:
                     raise
                 log.warning("plugin left out", extra=fields(plugin=identify(entry), problem=str(error)))
 
-    def load_observer(self, entry: EntryPoint, given: Mapping[str, str] | None = None) -> None:
-        """Load one plugin.
+    def load_observer(
+        self, entry: EntryPoint, group: Collection[EntryPoint], given: Mapping[str, str] | None = None
+    ) -> None:
+        """Load one plugin, of all those that are installed.
 
         :raises ConfigError: for an option that it does not have, or a value that it cannot have.
         :raises PluginError: if it is broken, or another has the same name.
         """
-        refuse_twins(entry)
+        refuse_twins(entry, group)
         plugin = load(entry)
         if isinstance(plugin, type) and issubclass(plugin, Observer):
-            plugin = _make_observer(plugin, entry, given or {})
+            plugin = make_observer(plugin, entry.name, identify(entry), given or {})
+        elif isinstance(plugin, Observer):
+            raise PluginError(
+                f"{identify(entry)} is an instance of {type(plugin).__name__}; name the class itself in the entry point, "
+                f"and overlaynet makes one with the options that are given"
+            )
         elif given:
             raise ConfigError(
                 f"plugin {entry.name}: it has no options; remove --plugin-option {entry.name}.{min(given)}"
@@ -133,13 +131,15 @@ class Plugins:
                 found = self._call("overlaynet_driver", implementation, {"axis": axis, "name": name})
             except PluginError:
                 raise
-            except Exception as error:
+            except FAILURES as error:
                 raise PluginError(
                     f"plugin {self._who(implementation)} failed when asked for the {axis} {name!r}: {error!r}; "
                     f"repair or uninstall it, or leave observers out with --no-plugins"
                 ) from error
             if found is not None:
-                check_driver(axis, found, f"{axis} {name!r} of plugin {self._who(implementation)}")
+                who = f"{axis} {name!r} of plugin {self._who(implementation)}"
+                check_driver(axis, found, who, "have overlaynet_driver return another class, or None")
+                check_driver_name(axis, name, who)
                 return found  # type: ignore[no-any-return]
         return None
 
@@ -152,7 +152,7 @@ class Plugins:
         for implementation in self._implementations(hook):
             try:
                 self._call(hook, implementation, arguments)
-            except Exception as error:
+            except FAILURES as error:
                 who = self._who(implementation)
                 self._manager.unregister(name=implementation.plugin_name)
                 if self._strict and failure is None:
@@ -177,7 +177,7 @@ class Plugins:
         """A hook's implementations, in the order in which they are called."""
         found = list(reversed(getattr(self._manager.hook, hook).get_hookimpls()))
         if self._trace and not found:
-            trace_log.info("hook not implemented", extra=fields(hook=hook))
+            _tell("hook not implemented", hook=hook)
         return found
 
     def _call(self, hook: str, implementation: Any, arguments: dict[str, object]) -> Any:
@@ -192,9 +192,9 @@ class Plugins:
         try:
             result = call()
         except BaseException as error:
-            trace_log.info("hook failed", extra=fields(**told, error=repr(error), milliseconds=_since(begun)))
+            _tell("hook failed", **told, error=repr(error), milliseconds=_since(begun))
             raise
-        trace_log.info("hook called", extra=fields(**told, result=_short(result), milliseconds=_since(begun)))
+        _tell("hook called", **told, result=_short(result), milliseconds=_since(begun))
         return result
 
     def _who(self, implementation: Any) -> str:
@@ -202,69 +202,52 @@ class Plugins:
         return self._identities.get(name, name)
 
 
-def _make_observer(cls: type[Observer], entry: EntryPoint, given: Mapping[str, str]) -> Observer:
-    who = identify(entry)
-    if problem := _version_problem(cls.api):
-        raise PluginError(f"{who} {problem}")
-    if problem := options.class_problem(cls.Options):
-        raise PluginError(f"{who}: {problem}")
-    for described in options.describe(cls.Options):
-        if described.required:
-            raise PluginError(
-                f"{who}: option {described.name} has no default; an observer is loaded wherever it is installed"
-            )
-    chosen = options.parse(cls.Options, {}, f"plugin {entry.name}", texts=given)
+def make_observer(cls: type[Observer], name: str, who: str, given: Mapping[str, str]) -> Observer:
+    """Check a class of observers, and make one with the options that are given.
+
+    :raises ConfigError: for an option that it does not have, or a value that it cannot have.
+    :raises PluginError: if it is broken.
+    """
+    check_observer(cls, who)
+    try:
+        chosen = options.parse(cls.Options, {}, f"plugin {name}", texts=given)
+    except ConfigError as error:
+        if given:
+            raise
+        raise PluginError(f"{who} refuses its own defaults: {error}") from error
     try:
         return cls(chosen)
-    except (Exception, SystemExit) as error:
+    except FAILURES as error:
         raise PluginError(f"{who} could not be made: {error!r}; repair or uninstall it") from error
 
 
-def load_driver(axis: str, entry: EntryPoint) -> type[Driver]:
-    """The driver class of an entry point. :raises PluginError: if it is broken, or another has the same name."""
-    refuse_twins(entry)
+def load_driver(axis: str, entry: EntryPoint, group: Collection[EntryPoint]) -> type[Driver]:
+    """The driver class of an entry point, of all those in its group.
+
+    :raises PluginError: if it is broken, or another has the same name.
+    """
+    refuse_twins(entry, group)
+    check_driver_name(axis, entry.name, identify(entry))
     found = load(entry)
     check_driver(axis, found, identify(entry))
     return found  # type: ignore[no-any-return]
 
 
-def check_driver(axis: str, found: object, who: str) -> None:
-    """:raises PluginError: if ``found`` is not a driver class of the axis that fits this overlaynet."""
-    base = _BASES[axis]
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(
-            f"{who} is {found!r}, not a subclass of overlaynet.api.{base.__name__}; derive it from that, "
-            f"or name another object in the entry point"
-        )
-    if problem := _version_problem(found.api):
-        raise PluginError(f"{who} {problem}")
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise PluginError(
-            f"{who} does not implement {', '.join(missing)}; see the contract of overlaynet.api.{base.__name__}"
-        )
-    for name, declared in inspect.getmembers(base, inspect.isfunction):
-        wanted = inspect.iscoroutinefunction(declared)
-        made = inspect.unwrap(getattr(found, name))
-        # What is no plain function, such as a callable object, may return an awaitable all the same.
-        if inspect.isfunction(made) and inspect.iscoroutinefunction(made) != wanted:
-            must, form = ("must", "async def") if wanted else ("must not", "def")
-            raise PluginError(f"{who}: {name} {must} be a coroutine function; write `{form} {name}`")
-    if problem := options.class_problem(found.Options):
-        raise PluginError(f"{who}: {problem}")
+def refuse_strangers(given: Mapping[str, Mapping[str, str]], group: Collection[EntryPoint]) -> None:
+    """:raises ConfigError: if options are given for a plugin that is not among those that are installed."""
+    known = sorted({entry.name for entry in group})
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"--plugin-option: there is no plugin {name!r}{did_you_mean(name, known)} "
+                f"(installed: {', '.join(known) or 'none'})"
+            )
 
 
-def _version_problem(version: object) -> str | None:
-    """Why a driver made for this version of the contract does not fit; the rule is that of :data:`overlaynet.drivers.API`."""
-    if not (isinstance(version, tuple) and len(version) == 2 and all(type(part) is int for part in version)):
-        return f"has api = {version!r}; it must be a pair of whole numbers, such as {API!r}"
-    if version[0] == API[0] and version <= API:
-        return None
-    remedy = "upgrade overlaynet" if version > API else "upgrade the driver's distribution"
-    return f"is made for version {_dotted(version)} of the plugin contract, and this overlaynet has {_dotted(API)}; {remedy}"
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+def _tell(message: str, **values: object) -> None:
+    """Log a line of a trace, whatever level is logged: who asked for a trace gets one."""
+    record = trace_log.makeRecord(trace_log.name, logging.INFO, "", 0, message, (), None, extra=fields(**values))
+    trace_log.handle(record)
 
 
 def _short(value: object) -> str:

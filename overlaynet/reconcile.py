@@ -46,7 +46,8 @@ def desired_peers(
     Of leases that overlap, the one is a peer that the network document would grant; if it grants both or none, the
     first in the order of keys: so all nodes choose alike.
 
-    An older lease of this very node is neither peer nor trouble: it is removed when the node next acquires a lease.
+    Another lease of this very node is neither peer nor trouble: it is removed by the watch, or when the node next acquires
+    a lease.
 
     :param local: the addresses of this node beside those in its lease.
     """

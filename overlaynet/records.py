@@ -3,9 +3,11 @@
 A lease is one record. Its key names the subnets (``subnets/10.5.52.0-24``, with an IPv6 subnet
 ``subnets/10.5.52.0-24&fd00:10:244:3::-64``), its value says where the node is reached::
 
-    {"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-a","Run":"5f0c"}}
+    {"PublicIP":"192.168.64.3","PublicIPv6":null,"Overlaynet":{"Node":"host-a","Run":"5f0c","RenewalMargin":3600}}
 
 Member names, their order and which are left out are flannel's; ``Overlaynet`` is ours, and flannel ignores it.
+``RenewalMargin`` says how many seconds before its end the node renews the lease: only the node knows, and who is to tell
+a lease that is overdue from one that is not has to know.
 
 A reservation is a record of its own, ``overlaynet/reservations/10.5.52.0-24``, where flannel does not look: it would take
 anything else below ``subnets`` for a change to an empty list of peers. While nobody holds the reserved subnets, a
@@ -32,11 +34,19 @@ RESERVATION_PREFIX = "overlaynet/reservations/"
 
 _DEEPEST = 32
 """Levels of nesting in a value; far more than any backend needs, and far less than Python can bear."""
+_LONGEST = 10**9
+"""Seconds that a record may speak of: 32 years."""
 _NOBODY = IPv4Address("127.0.0.1")
 """The address of placeholders. A flannel node of the backend udp sends there what is meant for the subnet: to a port of
 its own host where nothing listens. (What it sends to 0.0.0.0 comes back to itself.)"""
+_LARGEST = 65536
+"""Bytes that a value may have; far more than any backend needs."""
+_LONGEST_KEY = 1024
+"""Characters that a key may have."""
 _REMEMBERED = 16384
 """Records that need not be read again when they are met again: in each listing, nearly all are as they were in the last."""
+_WORTH_REMEMBERING = 1024
+"""Bytes of the largest value that is remembered: nearly all are smaller, and nobody can fill the memory with others."""
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
 _NO_IPV4 = IPv4Network("0.0.0.0/0")
 
@@ -61,12 +71,18 @@ def _subnets_key(subnets: Subnets) -> str:
 
 def parse_lease_key(key: str) -> Subnets:
     """The subnets that a lease's key names. :raises RecordError: if it names none."""
-    return _parse_key(key, LEASE_PREFIX, "lease")
+    return _parse_key(_checked_key(key), LEASE_PREFIX, "lease")
 
 
 def parse_reservation_key(key: str) -> Subnets:
     """The subnets that a reservation's key names. :raises RecordError: if it names none."""
-    return _parse_key(key, RESERVATION_PREFIX, "reservation")
+    return _parse_key(_checked_key(key), RESERVATION_PREFIX, "reservation")
+
+
+def _checked_key(key: str) -> str:
+    if len(key) > _LONGEST_KEY:
+        raise RecordError(f"the key {printable(key, 80)!r} has more than {_LONGEST_KEY} characters")
+    return key
 
 
 @functools.lru_cache(_REMEMBERED)
@@ -86,7 +102,7 @@ def _parse_key(key: str, prefix: str, kind: str) -> Subnets:
 
 
 def encode_lease(lease: Lease) -> bytes:
-    """The value of the lease's record."""
+    """The value of the lease's record. :raises RecordError: if it is more than a record may hold, or cannot be said in JSON."""
     content: dict[str, JSON] = {
         # flannel ignores a lease whose PublicIP is null, and forgets all its peers when it sees one change to that.
         "PublicIP": str(lease.public_ipv4 or IPv4Address(0)),
@@ -98,15 +114,31 @@ def encode_lease(lease: Lease) -> bytes:
         content["BackendData"] = lease.data.ipv4
     if lease.data.ipv6 is not None:
         content["BackendV6Data"] = lease.data.ipv6
-    own: dict[str, JSON] = {"Node": lease.node, "Run": lease.run, "Reserved": lease.reserved}
+    # Rounded down: an overdue lease then is one indeed.
+    margin = 0 if lease.renewal_margin is None else int(lease.renewal_margin)
+    own: dict[str, JSON] = {"Node": lease.node, "Run": lease.run, "RenewalMargin": margin, "Reserved": lease.reserved}
     if any(own.values()):
         content["Overlaynet"] = {name: value for name, value in own.items() if value}
-    return _encode(content)
+    try:
+        value = _encode(content)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"the data of the lease on {lease.subnets} cannot be written as JSON: {error}") from error
+    if len(value) > _LARGEST:
+        raise RecordError(
+            f"the record of the lease on {lease.subnets} would have {len(value)} bytes, more than {_LARGEST}"
+        )
+    return value
 
 
-@functools.lru_cache(_REMEMBERED)
 def decode_lease(key: str, value: bytes) -> Lease:
-    """Read a lease's record. Unknown members are ignored. :raises RecordError: if it cannot be read, saying why."""
+    """Read a lease's record. Unknown members are ignored.
+
+    :raises RecordError: if it cannot be read, saying why; so cannot one of more than 65,536 bytes.
+    """
+    return _decode_lease(key, value) if len(value) > _WORTH_REMEMBERING else _remembered_lease(key, value)
+
+
+def _decode_lease(key: str, value: bytes) -> Lease:
     subnets = parse_lease_key(key)
     members = _decode(value)
     public_ipv4 = _address(members.get("publicip", "0.0.0.0"), IPv4Address, "PublicIP")
@@ -123,8 +155,12 @@ def decode_lease(key: str, value: bytes) -> Lease:
         ),
         node=_text(own.get("Node"), "Overlaynet.Node"),
         run=_text(own.get("Run"), "Overlaynet.Run"),
+        renewal_margin=_seconds(own.get("RenewalMargin")),
         reserved=own.get("Reserved") is True,
     )
+
+
+_remembered_lease = functools.lru_cache(_REMEMBERED)(_decode_lease)
 
 
 def readable_lease(key: str, value: bytes) -> Lease | None:
@@ -183,14 +219,21 @@ def _encode(content: Mapping[str, JSON]) -> bytes:
 
 def _decode(value: bytes) -> dict[str, Any]:
     """The members of a record's value, by their names in lower case."""
+    if len(value) > _LARGEST:
+        raise RecordError(f"its value has {len(value)} bytes, more than {_LARGEST}")
     try:
-        content = json.loads(value, parse_constant=_refuse_constant)
+        content = json.loads(value.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"its value is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise RecordError("its value is not a JSON object")
     if _deeper_than(content, _DEEPEST):
         raise RecordError(f"its value is nested more than {_DEEPEST} levels deep")
+    try:
+        _encode(content)
+    except ValueError as error:
+        # Half a character ("\ud800"), or a number that is beyond all (1e999): whoever passes it on would fail.
+        raise RecordError(f"its value holds what cannot be written again: {printable(str(error), 120)}") from None
     return {name.lower(): member for name, member in content.items()}
 
 
@@ -231,3 +274,8 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or len(value) > 1024 or not value.isprintable():
         raise RecordError(f"{name} is not a printable string of at most 1024 characters")
     return value
+
+
+def _seconds(value: Any) -> float | None:
+    """What a record says of a time; what is none is as good as nothing."""
+    return float(value) if type(value) is int and 0 < value < _LONGEST else None

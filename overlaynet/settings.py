@@ -198,7 +198,7 @@ class Settings:
     node: str | None = setting(
         None,
         "identity of this node, by which it finds its lease again; "
-        "by default made from the machine's identity and the interface's hardware address",
+        "by default made from the machine's identity and the interface's hardware address, and kept in --state-directory",
         group="node",
         metavar="NAME",
         check=lambda name: None if name and name.isprintable() and len(name) <= 253 else "must be a printable name",
@@ -249,6 +249,12 @@ class Settings:
         "file that tells the container runtime this node's subnet and MTU, in flannel's format",
         group="node",
         metavar="FILE",
+    )
+    state_directory: str = setting(
+        "/var/lib/overlaynet",
+        "directory where the node's identity is kept, so that a replaced interface makes no other node of it",
+        group="node",
+        metavar="DIR",
     )
     subnet_lease_renew_margin: int = setting(
         60,

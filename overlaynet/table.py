@@ -18,7 +18,9 @@ class Record:
     """One record, as read at one moment."""
 
     key: str
+    """Its name in the table."""
     value: bytes
+    """What was written."""
     version: str = attrs.field(eq=False)
     """Opaque; changes with every write of the record, and is never used again for the same key."""
     ttl: float | None = attrs.field(default=None, eq=False)

@@ -1,4 +1,4 @@
-"""Which interface and address peers reach this node by, and what identifies the node.
+"""Which interface and address peers reach this node by.
 
 The rules are flannel's: the interfaces that are named, then those that match a pattern, then the one that leads to a
 given address; without any of these, the owner of the public address, or the interface of the default route.
@@ -10,14 +10,10 @@ an IPv4 address will do, or else one with an IPv6 address.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 import attrs
 
@@ -25,11 +21,7 @@ from overlaynet.errors import UnderlayError
 from overlaynet.model import IPAddress, Underlay
 from overlaynet.netlink import SCOPE_LINK, Address, Link, Netlink, NetlinkError, netlink
 
-MACHINE_ID = Path("/etc/machine-id")
-"""The machine's identity, see machine-id(5): 32 hexadecimal digits, not to be published."""
-
 _MOST_SHOWN = 10
-_NO_HARDWARE_ADDRESS = re.compile(r"[0:]*")
 
 
 @attrs.frozen
@@ -318,33 +310,3 @@ def _shown(host: HostNetwork) -> str:
     if not texts:
         return "this host has no interface with an address"
     return "this host has " + " and ".join([*([", ".join(texts[:-1])] if texts[1:] else []), texts[-1]])
-
-
-async def default_identity(underlay: Underlay, machine_id: Path = MACHINE_ID) -> str:
-    """This node's identity unless the operator gives it another: see :func:`node_identity`."""
-
-    def read(kernel: Netlink) -> str:
-        link = kernel.link(underlay.interface)
-        try:
-            machine = machine_id.read_text(encoding="ascii", errors="replace")
-        except OSError:
-            machine = ""  # many containers have none
-        return node_identity("" if link is None else link.hardware_address, machine, socket.gethostname())
-
-    return await netlink(read)
-
-
-def node_identity(hardware_address: str, machine_id: str, hostname: str) -> str:
-    """12 hexadecimal digits that stay the same over restarts and changes of address, and differ from node to node.
-
-    They are made from the machine's identity and the hardware address of the underlay's interface, so two daemons in
-    two network namespaces of one machine are two nodes, and so are two clones of one machine's image. What is missing
-    of the two is left out; without both, it is the host's name. The machine's identity itself is not to be
-    published: as machine-id(5) advises, it only serves as the key of a hash.
-    """
-    machine = machine_id.strip().lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", machine) or not machine.strip("0"):
-        machine = ""  # as on a machine whose first boot is not over: "uninitialized"
-    hardware = "" if _NO_HARDWARE_ADDRESS.fullmatch(hardware_address) else hardware_address.lower()
-    what = hardware if machine or hardware else hostname
-    return hmac.digest(machine.encode(), f"overlaynet node {what}".encode(), hashlib.sha256).hex()[:12]

@@ -77,12 +77,12 @@ async def run(arguments: list[str], variables: Mapping[str, str], limit: float, 
     :raises CommandFailed: if it cannot be run, ends with another status than 0, or takes too long.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAYNET_")}
-    # Files, not pipes: a pipe would stay open as long as anything that the command leaves in the background.
-    with contextlib.ExitStack() as files:
-        given, out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        given.write(stdin.encode())
-        given.seek(0)
-        try:
+    try:
+        # Files, not pipes: a pipe would stay open as long as anything that the command leaves in the background.
+        with contextlib.ExitStack() as files:
+            given, out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(stdin.encode())
+            given.seek(0)
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=given,
@@ -91,21 +91,26 @@ async def run(arguments: list[str], variables: Mapping[str, str], limit: float, 
                 env={**environment, **variables},
                 start_new_session=True,
             )
-        except OSError as error:
-            raise CommandFailed(f"{arguments[0]!r} cannot be run: {error.strerror}") from error
-        try:
-            async with asyncio.timeout(limit):
-                status = await process.wait()
-        except TimeoutError:
-            await _end(process)
-            raise CommandFailed(f"{arguments[0]!r} took more than {limit:g} seconds{_told(err)}") from None
-        except BaseException:
-            await asyncio.shield(_end(process))
-            raise
-        if status != 0:
-            how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
-            raise CommandFailed(f"{arguments[0]!r} {how}{_told(err)}")
-        return Output(_read(out), _read(err))
+            try:
+                async with asyncio.timeout(limit):
+                    status = await process.wait()
+            except TimeoutError:
+                await _end(process)
+                raise CommandFailed(f"{arguments[0]!r} took more than {limit:g} seconds{_told(err)}") from None
+            except BaseException:
+                await asyncio.shield(_end(process))
+                raise
+            if status != 0:
+                how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
+                raise CommandFailed(f"{arguments[0]!r} {how}{_told(err)}")
+            return Output(_read(out), _read(err))
+    except OSError as error:  # of the program, or of the files: a full disk, too many of them
+        raise CommandFailed(f"{arguments[0]!r} cannot be run: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise CommandFailed(
+            f"{arguments[0]!r} cannot be run: its standard input is to have {error.object[error.start]!r}, "
+            f"which is no character"
+        ) from error
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

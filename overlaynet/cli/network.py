@@ -7,13 +7,11 @@ import json
 import sys
 from typing import Any
 
-import attrs
-
 from overlaynet import config, network, options
 from overlaynet.cli._store import add_store_flags, load_plugins, read_document, resolve, with_store
 from overlaynet.commands import Command
 from overlaynet.drivers import Store
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, PluginError
 from overlaynet.plugins import Plugins
 
 
@@ -64,17 +62,50 @@ def _set(arguments: argparse.Namespace) -> int:
         return before
 
     before = with_store(arguments, write, plugins)
-    print(document)
+    print(_shown(document, plugins))
     if before is not None and before != document:
-        print(f"it was: {before}\nnodes that are running follow when they are restarted", file=sys.stderr)
+        was = _shown(before, plugins)
+        print(f"it was: {was}\nnodes that are running follow when they are restarted", file=sys.stderr)
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    document = with_store(arguments, read_document)
-    print(document)
+    plugins = load_plugins(resolve(arguments).settings)
+    document = with_store(arguments, read_document, plugins)
+    print(_shown(document, plugins))
     network.parse(document)
     return 0
+
+
+def _shown(document: str, plugins: Plugins) -> str:
+    """The document as it may be shown: without the values of the backend's secret options.
+
+    One that is not JSON is shown whole: nothing tells what in it is a secret, and its writer has to see what is wrong.
+    """
+    try:
+        content = json.loads(document)
+    except (ValueError, RecursionError):
+        return document
+    if not isinstance(content, dict):
+        return document
+    shown = {
+        name: _shown_backend(value, plugins) if name.lower() == "backend" and isinstance(value, dict) else value
+        for name, value in content.items()
+    }
+    return document if shown == content else json.dumps(shown)
+
+
+def _shown_backend(backend: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    values = {name: value for name, value in backend.items() if name.lower() != "type"}
+    types = {name: value for name, value in backend.items() if name.lower() == "type"}
+    named = [value.lower() for value in types.values() if isinstance(value, str)]
+    try:
+        known = plugins.driver("backend", named[-1]).Options if named else None
+    except PluginError as error:
+        known = None
+        if values:
+            print(f"options are masked, as nothing tells which of them are secret: {error}", file=sys.stderr)
+    return types | options.masked(known, values)
 
 
 def _document(arguments: argparse.Namespace, plugins: Plugins) -> dict[str, Any]:
@@ -97,9 +128,8 @@ def _document(arguments: argparse.Namespace, plugins: Plugins) -> dict[str, Any]
     document = {name: value for name, value in document.items() if value is not None}
     backend_class = plugins.driver("backend", arguments.backend)
     texts = config.key_values(arguments.backend_option, "--backend-option")
-    values = options.read(backend_class.Options, texts, f"backend {arguments.backend}", from_text=True)
-    names = {field.name: options.display_name(field) for field in attrs.fields(backend_class.Options)}
-    document["Backend"] = {"Type": arguments.backend} | {names[name]: value for name, value in values.items()}
+    values = options.read_shared(backend_class.Options, texts, f"backend {arguments.backend}")
+    document["Backend"] = {"Type": arguments.backend} | values
     return document
 
 

@@ -6,18 +6,21 @@ import argparse
 import json
 import platform
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
 
-from overlaynet import __version__
+from overlaynet import __version__, config
 from overlaynet.catalogue import Details, Found, catalogue, details
 from overlaynet.cli import BUILT_IN
 from overlaynet.cli._new import AXES, new
+from overlaynet.cli._store import resolve
 from overlaynet.commands import Command, Commands
 from overlaynet.drivers import API
+from overlaynet.entry_points import OBSERVERS, entries
 from overlaynet.options import Described
+from overlaynet.plugins import Plugins, refuse_strangers
 
 WIDTH = 100
 """Columns at which texts are wrapped."""
@@ -73,7 +76,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    shown = details(arguments.name)
+    shown = details(arguments.name, *_circumstances())
     if arguments.json:
         print(json.dumps([attrs.asdict(each) for each in shown], indent=2))
     else:
@@ -104,8 +107,21 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def _catalogue() -> list[Found]:
+    return catalogue(*_circumstances())
+
+
+def _circumstances() -> tuple[Callable[[Plugins], object], Mapping[str, Mapping[str, str]]]:
+    """How observers are tried: with the commands of overlaynet and of each other, and the options that the settings give.
+
+    As for the commands of plugins, environment and configuration file say which.
+
+    :raises SettingsError: for options of an observer that is not installed.
+    """
     commands = Commands(reserved=BUILT_IN)
-    return catalogue(prepare=lambda plugins: plugins.notify("overlaynet_cli", commands=commands))
+    with config.from_settings():
+        given = config.plugin_options(resolve(argparse.Namespace()).settings)
+        refuse_strangers(given, entries(OBSERVERS))
+    return lambda plugins: plugins.notify("overlaynet_cli", commands=commands), given
 
 
 def _problems(found: list[Found]) -> list[str]:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 
-from overlaynet import network as documents
-from overlaynet.cli._store import add_store_flags, covers, duration, read_subnet, resolve, with_store
+from overlaynet.cli._store import add_store_flags, covers, duration, read_subnet, with_store
 from overlaynet.commands import Command
 from overlaynet.drivers import Store
 from overlaynet.errors import ConfigError, LeaseInUse, RecordError
-from overlaynet.lease_keeping import renewal_margin
 from overlaynet.model import Lease, Malformed, Snapshot
-from overlaynet.network import DEFAULT_LEASE_TTL
 from overlaynet.records import parse_lease_key
+
+_PATIENCE = 0.25
+"""The part of its margin that a node is given for a renewal: the store may be slow, or have been away."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.epilog = (
-        "A node renews its lease --subnet-lease-renew-margin minutes before it ends, or earlier. A lease that is overdue "
-        "belongs to a node that is gone, and is released; any other may belong to a node that lives, and is released with "
-        "--force only. A node that lives takes its lease back, unless another node was quicker. Reserved subnets stay "
-        "reserved."
+        "A lease says how long before its end its node renews it. One that is overdue by a quarter of that belongs to a node "
+        "that is gone, and is released; any other, such as one of flannel's, which do not say, may belong to a node that "
+        "lives, and is released with --force only. A node that lives takes its lease back, unless another node was quicker. "
+        "Reserved subnets stay reserved."
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("subnet", nargs="?", metavar="SUBNET", help="such as 10.244.7.0/24; of a pair, one is enough")
@@ -35,15 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Release."""
-    margin_minutes = resolve(arguments).settings.subnet_lease_renew_margin
 
     async def release(store: Store) -> list[Lease | Malformed]:
-        document = await store.read_network()
-        lifetime = DEFAULT_LEASE_TTL if document is None else documents.parse(document).lease_ttl
         claims = _find(arguments, await store.leases(), store)
         if not arguments.force:
             for claim in claims:
-                _check_overdue(claim, lifetime, margin_minutes)
+                _check_overdue(claim)
         for claim in claims:
             if not await store.remove(claim):
                 raise LeaseInUse(f"{_described(claim)} was written at this very moment, so its node is alive")
@@ -75,22 +72,23 @@ def _find(arguments: argparse.Namespace, snapshot: Snapshot, store: Store) -> li
     return found
 
 
-def _check_overdue(claim: Lease | Malformed, lifetime: float, margin_minutes: int) -> None:
-    """:raises LeaseInUse: unless the lease would have been renewed by now if its node were alive."""
+def _check_overdue(claim: Lease | Malformed) -> None:
+    """:raises LeaseInUse: unless the lease would long have been renewed if its node were alive."""
     if isinstance(claim, Malformed):
         raise LeaseInUse(f"{_described(claim)}; --force removes it")
+    unknown = "so nobody can tell whether its node is alive; if it is not, use --force"
     if claim.ttl is None or math.isinf(claim.ttl):
-        raise LeaseInUse(
-            f"{_described(claim)} never expires, so nobody can tell whether its node is alive; if it is not, use --force"
+        raise LeaseInUse(f"{_described(claim)} never expires, {unknown}")
+    if claim.renewal_margin is None:
+        raise LeaseInUse(f"{_described(claim)} does not say when it is to be renewed, {unknown}")
+    # What the operator or the network document says now need not be what that node was started with.
+    until_renewal = claim.ttl - claim.renewal_margin
+    if until_renewal > -claim.renewal_margin * _PATIENCE:
+        due = (
+            f"is to be renewed only in {duration(until_renewal)}" if until_renewal > 0 else "is being renewed about now"
         )
-    # Leases of flannel always live for a day.
-    whole = lifetime if claim.node else DEFAULT_LEASE_TTL
-    until_renewal = claim.ttl - renewal_margin(whole, margin_minutes)
-    if until_renewal > 0:
-        renewed = f"was renewed {duration(whole - claim.ttl)} ago" if claim.ttl <= whole else "was renewed lately"
         raise LeaseInUse(
-            f"{_described(claim)} {renewed}, and is to be renewed again only in {duration(until_renewal)}: its node may be "
-            f"alive; stop it, or make sure that it is gone, and use --force"
+            f"{_described(claim)} {due}: its node may be alive; stop it, or make sure that it is gone, and use --force"
         )
 
 

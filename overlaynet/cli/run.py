@@ -17,6 +17,7 @@ from overlaynet import __version__, config, privileges
 from overlaynet.cli._store import load_plugins, open_store, resolve
 from overlaynet.commands import Command
 from overlaynet.daemon import Daemon
+from overlaynet.identity import IdentityFiles, default_identity
 from overlaynet.logs import fields
 from overlaynet.model import Underlay
 from overlaynet.netlink_events import ChangeSignal
@@ -25,7 +26,7 @@ from overlaynet.privileges import Capability
 from overlaynet.service_manager import ServiceManager
 from overlaynet.settings import Settings
 from overlaynet.status import StatusServer
-from overlaynet.underlay import default_identity, find_underlay
+from overlaynet.underlay import find_underlay
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class _Host:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._underlay: Underlay | None = None
+        self._identities = IdentityFiles(Path(settings.state_directory))
         self._not_forwarding: set[str] = set()
         self._signal = ChangeSignal()
 
@@ -125,7 +127,9 @@ class _Host:
             ipv6=network.ipv6 is not None,
             current=self._underlay,
         )
-        return underlay, await default_identity(underlay)
+        if settings.node is not None:
+            return underlay, await default_identity(underlay)
+        return underlay, await self._identities.identity(underlay)
 
     def _warn_if_not_forwarding(self, network: Network) -> None:
         """Nothing of ours to change, but without it containers reach nobody, and nothing else says why."""

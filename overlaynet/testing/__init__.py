@@ -1,6 +1,6 @@
 """What plugin authors test with, and what the demonstration is built from. Public.
 
-The suites and the in-process network are to be had from here by name. They are imported when they are asked for: only
+The suites, the in-process network and the lab are to be had from here by name. They are imported when they are asked for: only
 they need pytest, and the commands use other modules of this package.
 """
 
@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overlaynet.testing.backends import BackendConformance
+    from overlaynet.testing.capture import Capture
     from overlaynet.testing.clock import VIRTUAL_CLOCK
-    from overlaynet.testing.hosts import KernelBackendConformance
+    from overlaynet.testing.etcd import EtcdServer, make_certificates
+    from overlaynet.testing.hosts import HostPair, KernelBackendConformance
+    from overlaynet.testing.lab import Lab
+    from overlaynet.testing.namespaces import NetworkNamespace
     from overlaynet.testing.network import Network, Node
     from overlaynet.testing.observers import ObserverConformance
+    from overlaynet.testing.pretended import PretendedHosts
     from overlaynet.testing.routers import RouterConformance
     from overlaynet.testing.stores import StoreConformance
     from overlaynet.testing.tables import TableConformance
@@ -24,27 +29,41 @@ if TYPE_CHECKING:
 __all__ = [
     "VIRTUAL_CLOCK",
     "BackendConformance",
+    "Capture",
+    "EtcdServer",
+    "HostPair",
     "KernelBackendConformance",
+    "Lab",
     "Network",
+    "NetworkNamespace",
     "Node",
     "ObserverConformance",
+    "PretendedHosts",
     "RouterConformance",
     "StoreConformance",
     "TableConformance",
     "TunBackendConformance",
+    "make_certificates",
 ]
 
 _HOMES = {
     "VIRTUAL_CLOCK": "clock",
     "BackendConformance": "backends",
+    "Capture": "capture",
+    "EtcdServer": "etcd",
+    "HostPair": "hosts",
     "KernelBackendConformance": "hosts",
+    "Lab": "lab",
     "Network": "network",
+    "NetworkNamespace": "namespaces",
     "Node": "network",
+    "PretendedHosts": "pretended",
     "RouterConformance": "routers",
     "StoreConformance": "stores",
     "ObserverConformance": "observers",
     "TableConformance": "tables",
     "TunBackendConformance": "tuns",
+    "make_certificates": "etcd",
 }
 _SUITES = ("conformance", "stores", "backends", "hosts", "routers", "tables", "observers", "tuns")
 

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import attrs
 
 from overlaynet import options
+from overlaynet.checks import check_driver
 from overlaynet.drivers import Driver
 from overlaynet.errors import ConfigError, did_you_mean
-from overlaynet.plugins import check_driver
 from overlaynet.testing._requirements import pytest
 
 T = TypeVar("T")
@@ -112,19 +112,10 @@ class DriverConformance(Conformance):
         assert isinstance(driver.options, driver.Options)
 
     async def test_every_option_is_explained(self, make: Callable[[], Driver]) -> None:
-        for field in attrs.fields(make().Options):
-            assert field.metadata.get("help"), f"{field.name} has no sentence of help: declare it with option()"
+        options_are_explained(make().Options)
 
     async def test_a_value_that_an_option_cannot_have_is_a_config_error(self, make: Callable[[], Driver]) -> None:
-        driver = make()
-        hints = typing.get_type_hints(driver.Options)
-        for field in attrs.fields(driver.Options):
-            for value in _odd_values(hints[field.name]):
-                try:
-                    read = options.read(driver.Options, {options.display_name(field): value}, "the odd value")
-                except ConfigError:
-                    continue
-                assert read == {field.name: value}
+        wrong_values_are_config_errors(make().Options)
 
     async def test_making_one_takes_nothing(self, make: Callable[[], Driver]) -> None:
         before = Resources()
@@ -135,6 +126,27 @@ class DriverConformance(Conformance):
         driver = make()
         await promptly(driver.aclose())
         await promptly(driver.aclose())
+
+
+def options_are_explained(cls: type[Any]) -> None:
+    """:raises AssertionError: naming an option that has no sentence of help."""
+    for field in attrs.fields(cls):
+        assert field.metadata.get("help"), f"{field.name} has no sentence of help: declare it with option()"
+
+
+def wrong_values_are_config_errors(cls: type[Any]) -> None:
+    """Give each option values at the edge of its type. :raises AssertionError: if one is neither taken nor refused in words."""
+    hints = typing.get_type_hints(cls)
+    for field in attrs.fields(cls):
+        for value in _odd_values(hints[field.name]):
+            try:
+                read = options.read(cls, {options.display_name(field): value}, "the odd value")
+            except ConfigError as error:
+                refusal = str(error)
+            else:
+                refusal = ""
+                assert read == {field.name: value}
+            assert "cannot be checked" not in refusal, refusal
 
 
 class Resources:

@@ -41,10 +41,15 @@ class Certificates:
     """A certificate authority and what it signed, as PEM files."""
 
     cafile: Path
+    """The authority's certificate."""
     server_certificate: Path
+    """For servers."""
     server_key: Path
+    """Its key."""
     client_certificate: Path
+    """For clients."""
     client_key: Path
+    """Its key."""
 
 
 def make_certificates(

@@ -40,7 +40,9 @@ class Step:
     detail: str
     """In words: the route, the addresses, or the reason why the packet was dropped."""
     kind: Kind | None = None
+    """What happened to a packet."""
     packet: int | None = None
+    """Number of the packet."""
     to: str | None = None
     """For a step on a link: where the link ends."""
 
@@ -55,10 +57,15 @@ class Packet:
     """A packet from one container to another. Steps are added while it is on its way."""
 
     number: int
+    """From 1, in the order in which they were sent."""
     source: IPAddress
+    """Address of the container that sent it."""
     destination: IPAddress
+    """Address of the container that it is for."""
     payload: bytes
+    """What it carries by UDP."""
     steps: list[Step] = attrs.field(factory=list)
+    """What has happened to it so far."""
 
     @property
     def size(self) -> int:

@@ -172,6 +172,7 @@ class HostPair(FarHost):
         self._inside: _Inside | None = None
         with contextlib.ExitStack() as undo:
             self.near, self.far = Host(1, ip_version), Host(100, ip_version)
+            """The two hosts."""
             undo.callback(self.near.close)
             undo.callback(self.far.close)
             self.near.namespace.ip(f"link add eth0 type veth peer name eth0 netns {self.far.namespace.name}")

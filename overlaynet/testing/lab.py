@@ -76,9 +76,13 @@ class Container:
 
     def __init__(self, host: Host, label: str, number: int) -> None:
         self.host = host
+        """The host that it is on."""
         self.label = label
+        """Its name in messages, such as ``container-a``."""
         self.number = number
+        """The last digits of its addresses."""
         self.namespace = NetworkNamespace(f"{host.lab.name}-{label}")
+        """Where its processes run."""
         self.address: IPv4Interface | None = None
         """``None`` until it is plugged in; then the address number ``number`` of the host's subnet, if that has one."""
         self.address6: IPv6Interface | None = None
@@ -102,24 +106,32 @@ class Host:
     def __init__(self, lab: Lab, number: int) -> None:
         letter = _letters(number)
         self.lab = lab
+        """The lab that it is in."""
         self.number = number
+        """From 1."""
         self.label = f"host-{letter}"
+        """Its name in messages, such as ``host-a``."""
         last = _HOST_NUMBERS[number - 1] if number <= 2 else _HOST_NUMBERS[1] + number - 2
         self.address = IPv4Interface((UNDERLAY.network_address + last, UNDERLAY.prefixlen))
         """What ``eth0`` has if the underlay has IPv4."""
         self.address6 = IPv6Interface((_same_digits(UNDERLAY6, last), UNDERLAY6.prefixlen))
         """What ``eth0`` has if the underlay has IPv6."""
         self.directory = lab.directory / self.label
+        """Its own, for files; gone with the lab."""
         self.directory.mkdir()
         self.subnet_file = self.directory / "subnet.env"
+        """What its daemon writes for container runtimes."""
         self.status_socket = self.directory / "status.sock"
+        """Where its daemon is asked for its status."""
         self.daemon: DaemonProcess | None = None
         """The daemon that was started last."""
         self._starts = 0
         self._connected_as: tuple[str | None, ...] | None = None
         self.namespace = NetworkNamespace(f"{lab.name}-{self.label}")
+        """Where its processes run."""
         container = _CONTAINER_NUMBERS[number - 1] if number <= 2 else _OTHER_CONTAINERS_NUMBER
         self.containers = [Container(self, f"container-{letter}", container)]
+        """Those on it; one, unless more are added."""
         self.plug_in()
 
     def plug_in(self) -> None:
@@ -148,13 +160,14 @@ class Host:
         subnet_file.write(self.subnet_file, text)
 
     def start_overlaynet(
-        self, store: Sequence[str | Path], extra: Sequence[str | Path] = (), *, wait: bool = True
+        self, store: Sequence[str | Path], extra: Sequence[str | Path] = (), *, wait: bool = True, named: bool = True
     ) -> DaemonProcess:
         """Start ``overlaynet run`` on this host.
 
         :param store: the arguments that choose the store, such as :attr:`Lab.file_store`.
         :param extra: more arguments; of a setting that is given twice, the later one counts.
         :param wait: return only when it is ready.
+        :param named: give it this host's label as its identity; else it makes one for itself.
         :raises OverlaynetError: if a daemon of this host runs already, or with ``wait``, if it does not get ready.
         """
         if self.daemon is not None and self.daemon.running:
@@ -163,8 +176,10 @@ class Host:
         log_file = self.directory / f"overlaynet-{self._starts}.log"
         # -P: what lies in the working directory must not pass for the package.
         command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "run", "--backend", "udp", *store]
-        command += [*self.lab.network_arguments(store), "--iface", "eth0", "--node", self.label]
+        command += [*self.lab.network_arguments(store), "--iface", "eth0"]
+        command += ["--node", self.label] if named else []
         command += ["--subnet-file", self.subnet_file, "--status-socket", self.status_socket]
+        command += ["--state-directory", self.directory / "state"]
         command += ["--log-format", "json", *extra]
         # Nor must the settings of whoever runs the lab.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAYNET_")}
@@ -267,10 +282,12 @@ class Lab:
         if overlay6 is not None:
             document |= {"EnableIPv6": True, "IPv6Network": str(overlay6)}
         self.overlay = network.parse(json.dumps(document))
+        """The network that its hosts are to form."""
         self.underlay = underlay
         self.mtu = mtu
         self.default_route = default_route
         self.hosts: list[Host] = []
+        """In the order of their numbers; empty unless it is open."""
         self._label = label
         self._count = hosts
         self._seed = seed

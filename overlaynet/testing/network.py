@@ -49,8 +49,11 @@ class Node:
 
     def __init__(self, network: Network, name: str, underlay: Underlay, settings: Mapping[str, Any]) -> None:
         self.network = network
+        """What it is part of."""
         self.name = name
+        """``a``, ``b`` and so on."""
         self.underlay = underlay
+        """How it is attached to the network of the hosts."""
         self.daemon: Daemon | None = None
         """The daemon that runs, or ran last."""
         self._settings = dict(settings)
@@ -256,6 +259,7 @@ class Network:
                 "a real backend's nodes have IPv4 addresses: loopback has only one of IPv6; leave underlay= out"
             )
         self.nodes = tuple(self._make_nodes(nodes, settings))
+        """All of them, in the order of their names."""
         self._in_flight: list[tuple[float, int, Packet, Life]] = []
         self._turns = itertools.count()
         self._packets = itertools.count(1)

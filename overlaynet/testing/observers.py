@@ -5,7 +5,8 @@
         def plugin(self):
             return my_module
 
-An observer is a module or object with functions marked by :data:`overlaynet.api.hookimpl`.
+An observer is a module or object with functions marked by :data:`overlaynet.api.hookimpl`, or a class derived from
+:class:`overlaynet.api.Observer`, of which the fixture returns an instance: ``MyObserver(MyOptions())``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from overlaynet.cli import BUILT_IN
 from overlaynet.commands import Commands
+from overlaynet.drivers import Observer
 from overlaynet.errors import PluginError
 from overlaynet.hooks import hook_implementations
 from overlaynet.model import Lease, LeaseData, Peer, Subnets
-from overlaynet.plugins import Plugins
+from overlaynet.plugins import Plugins, make_observer
 from overlaynet.testing._requirements import pytest
-from overlaynet.testing.conformance import Conformance
+from overlaynet.testing.conformance import Conformance, options_are_explained, wrong_values_are_config_errors
 
 _LEASE = Lease(Subnets(IPv4Network("10.244.1.0/24")), IPv4Address("192.0.2.1"), node="near", run="0123456789abcdef")
 _PEER = Peer(Subnets(IPv4Network("10.244.2.0/24")), IPv4Address("192.0.2.2"), node="far")
@@ -59,6 +61,25 @@ class ObserverConformance(Conformance):
         plugins = Plugins(strict=True)
         plugins.register(plugin)
         return plugins
+
+    @pytest.fixture
+    def observer(self, plugin: object) -> Observer:
+        """The observer, if it is one of a class that has options."""
+        if not isinstance(plugin, Observer):
+            pytest.skip("it has no options, for it is not made of a class derived from overlaynet.api.Observer")
+        return plugin
+
+    async def test_it_is_an_observer_that_overlaynet_loads(self, observer: Observer) -> None:
+        make_observer(type(observer), "observer", type(observer).__name__, {})
+
+    async def test_it_keeps_its_options(self, observer: Observer) -> None:
+        assert isinstance(observer.options, observer.Options)
+
+    async def test_every_option_is_explained(self, observer: Observer) -> None:
+        options_are_explained(observer.Options)
+
+    async def test_a_value_that_an_option_cannot_have_is_a_config_error(self, observer: Observer) -> None:
+        wrong_values_are_config_errors(observer.Options)
 
     async def test_it_implements_hooks_that_there_are(self, plugins: Plugins, plugin: object) -> None:
         assert hook_implementations(plugin), "it implements no hook; mark its functions with overlaynet.api.hookimpl"

@@ -43,6 +43,11 @@ def test_what_is_not_on_the_machine_is_named_with_its_package(
     assert "not on this machine: geneve (apt-get install geneve-tools)" in capsys.readouterr().out
     with pytest.raises(OverlaynetError, match="apt-get install geneve-tools"):
         command.available(["geneve"])
+    nowhere = BenchPath("geneve", "Geneve", command.PATHS["host"].open, {"no-such-command": None})
+    monkeypatch.setattr(command, "PATHS", {"geneve": nowhere})
+    told = r"not on this machine: geneve \(no package of Debian's has no-such-command: put it into PATH\)"
+    with pytest.raises(OverlaynetError, match=told):
+        command.available(["geneve"])
 
 
 def test_an_earlier_run_can_be_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +58,13 @@ def test_an_earlier_run_can_be_shown_again(tmp_path: Path, capsys: pytest.Captur
     assert command.main(arguments) == 0
     assert "12.3" in capsys.readouterr().out
     assert "plain veth" in (tmp_path / "run.svg").read_text()
+    shown_again = command.parse(["--read", str(tmp_path / "run.json")])
+    assert (shown_again.json, shown_again.chart) == (None, None)
+
+
+def test_a_run_is_written_down_without_being_asked_for() -> None:
+    chosen = command.parse([])
+    assert (chosen.json, chosen.chart) == (Path("build/bench.json"), Path("build/bench.svg"))
 
 
 def test_a_file_that_is_no_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

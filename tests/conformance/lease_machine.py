@@ -19,13 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from overlaynet import network as documents
 from overlaynet import records
-from overlaynet.errors import RecordError
+from overlaynet.errors import LeaseLost, RecordError
 from overlaynet.leases import TableStore
 from overlaynet.model import Lease, Reservation, Subnets
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.table import Table
-from tests.conformance.lease_nodes import Node, Operator, StoreOn, expected
+from tests.conformance.lease_nodes import Failure, Node, Operator, StoreOn, expected
 from tests.conformance.lease_world import Call, MemoryWorld, World
 
 TTL = 120.0
@@ -111,6 +111,10 @@ class LeaseMachine(RuleBasedStateMachine):
         self._changes = 0
         self._shown: dict[str, int] = {}
         """The number of changes at which each watcher was shown the store last."""
+        self._wiped_after: int | None = None
+        """How many writes there were when the store was wiped; ``None`` if it has not been."""
+        self._wiped: set[str] = set()
+        """The versions that records had before the store was wiped: it can keep no promise that was made with them."""
         self._moved: str | None = None
         self._failed = False
 
@@ -123,13 +127,19 @@ class LeaseMachine(RuleBasedStateMachine):
             self._start(node)
         self._serve()
 
-    @rule(which=_nodes, file=st.sampled_from(["kept", "lost", "of another"]), change=st.booleans())
-    def start(self, which: int, file: str, change: bool) -> None:
+    @rule(
+        which=_nodes,
+        file=st.sampled_from(["kept", "lost", "of another"]),
+        change=st.booleans(),
+        reacquire=st.booleans(),
+    )
+    def start(self, which: int, file: str, change: bool, reacquire: bool) -> None:
         """A node starts, with or without the subnet file of its life before; if it lives, it crashes first.
 
         Or its lease is given back, and it starts with a copy of another host's disk.
 
         :param change: the network document changes before.
+        :param reacquire: the node goes on with another lease when it loses one.
         """
         if change:
             self.network = _document(26 if self.network == _document(27) else 27)
@@ -141,7 +151,7 @@ class LeaseMachine(RuleBasedStateMachine):
             node.subnet_file = None if file == "lost" else self.nodes[which - 1].subnet_file
             if len(self._records_of(node)) != 1 or self._creations_under_way(node):
                 self._kept.pop(node.name, None)  # it cannot tell which one of several it held
-        self._start(node)
+        self._start(node, reacquire=reacquire)
         self._serve()
 
     @rule(which=_nodes, how=st.sampled_from(["crash", "stop", "release"]))
@@ -172,7 +182,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.held_up.add(_NAMES[who])
         if long:
             self.wait(1.5 * TTL)
-            self.start((who + 1) % len(self.nodes), "of another", change=False)
+            self.start((who + 1) % len(self.nodes), "of another", change=False, reacquire=False)
 
     @precondition(lambda self: any(call.caller in self.held_up for call in self.world.calls))
     @rule(pick=_callers, fate=st.sampled_from(Fate))
@@ -202,7 +212,11 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # What operators can do
 
-    @rule(command=st.sampled_from(["reserve", "unreserve", "remove", "kill"]), which=_nodes, pick=st.integers(0, 8))
+    @rule(
+        command=st.sampled_from(["reserve", "reserve for the address", "unreserve", "remove", "kill"]),
+        which=_nodes,
+        pick=st.integers(0, 8),
+    )
     def operate(self, command: str, which: int, pick: int) -> None:
         """An operator begins a command, after killing the one that may still run.
 
@@ -223,30 +237,46 @@ class LeaseMachine(RuleBasedStateMachine):
                 if lease.node == node.name and not node.alive:
                     await store.remove(lease)
 
-        if command == "reserve" and not self.reserved:
-            self._asked_to_reserve.append(Reservation(subnets, node=node.name))
-            self.operator.run(lambda store: store.reserve(Reservation(subnets, node=node.name)))
+        if command.startswith("reserve") and not self.reserved:
+            by_name = command == "reserve"
+            wanted = Reservation(subnets, node=node.name) if by_name else Reservation(subnets, public_ipv4=node.address)
+            self._asked_to_reserve.append(wanted)
+            self.operator.run(lambda store: store.reserve(wanted))
         elif command == "unreserve":
             self.operator.run(unreserve)
         elif command == "remove":
             self.operator.run(remove)
         self._serve()
 
-    # The laws
+    # What can happen to the store
+
+    @precondition(lambda self: self._wiped_after is None)
+    @rule()
+    def wipe(self) -> None:
+        """The store loses all that it holds, once."""
+        self.world.wipe()
+        self._wiped_after = len(self.world.writes)
+        self._wiped = {write.record.version for write in self.world.writes if write.record is not None}
+        self.standing.clear()
+        self.reserved.clear()
+        self._kept.clear()
+        self._changes += 1
+        self._serve()
+
+    # The laws: for what was written before the store was wiped they do not hold, but for all that comes after
 
     @invariant()
     def no_two_owners_overlap(self) -> None:
         """Law 1."""
-        for one, other in itertools.combinations(self.nodes, 2):
-            if one.held is not None and other.held is not None:
-                overlap = one.held.subnets.overlaps(other.held.subnets)
-                self._demand(not overlap, f"two owners: {one} and {other}")
+        promised = [(node, node.held) for node in self.nodes if node.held and node.held.version not in self._wiped]
+        for (one, lease), (other, other_lease) in itertools.combinations(promised, 2):
+            self._demand(not lease.subnets.overlaps(other_lease.subnets), f"two owners: {one} and {other}")
 
     @invariant()
     def no_claim_is_lost(self) -> None:
         """While the store has promised a lease to a node, its record stands."""
         for node in self.nodes:
-            if node.held is not None:
+            if node.held is not None and node.held.version not in self._wiped:
                 found = self.standing.get(records.lease_key(node.held.subnets))
                 stands = found is not None and found.lease is not None and found.expires > self.world.now
                 self._demand(stands, f"claim lost: {node}, but its record is gone")
@@ -257,14 +287,23 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_fails_without_need(self) -> None:
-        """A node ends only if it came too late to keep its lease, or if there is no subnet left."""
+        """A node loses its lease only if it came too late to keep it, and ends, too, if there is no subnet left."""
         for node in self.nodes:
-            for error, promised in node.failures:
+            for failure in node.failures:
                 self._demand(
-                    expected(error, promised),
-                    f"claim lost: {node.name} gave up with {promised:g} s of its lease left: {error!r}",
+                    expected(failure) or self._taken_since_wiped(node, failure),
+                    f"claim lost: {node.name} gave up with {failure.promised:g} s of its lease left: {failure.error!r}",
                 )
             node.failures.clear()
+
+    def _taken_since_wiped(self, node: Node, failure: Failure) -> bool:
+        """True if a lease was wiped, and somebody else has written to its subnets since."""
+        lease = failure.lease
+        if lease is None or lease.version not in self._wiped or not isinstance(failure.error, LeaseLost):
+            return False
+        others = {write.key for write in self.world.writes[self._wiped_after :] if write.caller != node.name}
+        leases = [records.parse_lease_key(key) for key in others if key.startswith(records.LEASE_PREFIX)]
+        return any(lease.subnets.overlaps(other) for other in leases)
 
     @invariant()
     def a_restart_keeps_the_subnet(self) -> None:
@@ -272,10 +311,12 @@ class LeaseMachine(RuleBasedStateMachine):
         self._demand(self._moved is None, str(self._moved))
 
     def _granted(self, lease: Lease) -> None:
+        if lease.version in self._wiped:
+            return  # written before, and answered only now
         kept, self._kept[lease.node] = self._kept.get(lease.node), lease.subnets
         if kept is None or kept == lease.subnets or not self._networks[lease.node].grants(kept):
             return
-        if any(asked.node == lease.node or asked.subnets.overlaps(kept) for asked in self._asked_to_reserve):
+        if any(asked.is_for(lease) or asked.subnets.overlaps(kept) for asked in self._asked_to_reserve):
             return  # it may have had to move
         others = (key for key, found in self.standing.items() if found.lease is None or found.lease.node != lease.node)
         if any(kept.overlaps(records.parse_lease_key(key)) for key in others):
@@ -334,10 +375,10 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # How it is done
 
-    def _start(self, node: Node) -> None:
+    def _start(self, node: Node, *, reacquire: bool = False) -> None:
         self._networks[node.name] = self.network
         self._shown.pop(node.name, None)
-        node.start(self.network)
+        node.start(self.network, reacquire=reacquire)
 
     def _pass_time(self, seconds: float) -> None:
         self.world.advance(seconds)

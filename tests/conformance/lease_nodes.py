@@ -11,9 +11,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from ipaddress import IPv4Address
 
+import attrs
+
 from overlaynet import joining, lease_keeping
 from overlaynet.drivers import NoOptions
-from overlaynet.errors import LeaseLost, OverlaynetError, StoreError, StoreUnavailable, SubnetsExhausted
+from overlaynet.errors import (
+    IdentityTaken,
+    LeaseLost,
+    OverlaynetError,
+    StoreError,
+    StoreUnavailable,
+    SubnetsExhausted,
+)
 from overlaynet.health import Health
 from overlaynet.lease_keeping import LeaseKeeper, renewal_margin
 from overlaynet.leases import TableStore
@@ -41,6 +50,16 @@ class StoreOn(TableStore):
         return self._given
 
 
+@attrs.frozen
+class Failure:
+    """A node could not keep its lease, or get one."""
+
+    error: BaseException
+    lease: Lease | None
+    promised: float
+    """How many seconds of the lease were left."""
+
+
 class Node:
     """One host; it lives and dies as it is told."""
 
@@ -51,14 +70,15 @@ class Node:
         """What is kept on the host's disk from life to life."""
         self.granted: Callable[[Lease], None] = lambda lease: None
         """Called when the node has claimed a lease."""
-        self.failures: list[tuple[BaseException, float]] = []
-        """What its lives ended by, and how many seconds of its lease were left then."""
+        self.failures: list[Failure] = []
+        """What its lives, or its leases, ended by."""
         self._world = world
         self._store = make_store(world.table(name))
         self._plugins = plugins
         self._keeper: LeaseKeeper | None = None
         self._task: asyncio.Task[None] | None = None
         self._runs = itertools.count(1)
+        self._ending = False
 
     def __repr__(self) -> str:
         return f"{self.name} ({'dead' if not self.alive else f'holds {self.held.subnets}' if self.held else 'joins'})"
@@ -75,10 +95,12 @@ class Node:
             return None
         return self._keeper.lease
 
-    def start(self, network: Network) -> None:
-        """Begin a life. It is dead yet."""
-        request = LeaseRequest(self.name, f"{next(self._runs)}", self.address, previous=self.subnet_file)
-        self._begin(self._live(network, request))
+    def start(self, network: Network, *, reacquire: bool = False) -> None:
+        """Begin a life. It is dead yet.
+
+        :param reacquire: as with ``--on-lease-lost reacquire``, a lease that is lost is followed by another one.
+        """
+        self._begin(self._live(network, reacquire=reacquire))
 
     def crash(self) -> None:
         """End its life at whatever it waits for."""
@@ -89,36 +111,65 @@ class Node:
         lease = None if self._keeper is None else self._keeper.lease
         self._end()
         if release and lease is not None:
-            self._begin(lease_keeping.release(self._store, lease))
+            held = self._world.loop.create_future()
+            held.set_result(lease)
+            self._begin(lease_keeping.release(self._store, held))
 
     def _begin(self, life: Awaitable[None]) -> None:
         async def until_the_end() -> None:
             try:
                 await life
             except* Exception as errors:
-                keeper, error = self._keeper, _plain(errors)
-                self.failures.append((error, 0.0 if keeper is None else keeper.deadline - self._world.now))
+                self._lose(_plain(errors))
             finally:
                 self._keeper = None
 
+        self._ending = False
         self._task = self._world.loop.create_task(until_the_end())
         self._world.settle()
 
     def _end(self) -> None:
         if self._task is not None:
+            self._ending = True
             self._task.cancel()
             self._world.settle()
             assert self._task.done(), "it clings to life"
 
-    async def _live(self, network: Network, request: LeaseRequest) -> None:
+    def _lose(self, error: BaseException) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            self.failures.append(Failure(error, None, 0.0))
+        else:
+            self.failures.append(Failure(error, keeper.lease, keeper.deadline - self._world.now))
+
+    async def _live(self, network: Network, *, reacquire: bool) -> None:
+        """As the daemon lives, with what it does after the loss of a lease."""
+        backoff = Backoff(first=0.1)
+        while True:
+            try:
+                await self._hold_lease(network)
+            except BaseExceptionGroup as errors:
+                error = _plain(errors)
+                other_node = isinstance(error, LeaseLost) and not isinstance(error, IdentityTaken)
+                if not (reacquire and other_node) or self._ending:
+                    raise
+                task = asyncio.current_task()
+                while task is not None and task.cancelling():
+                    task.uncancel()  # see the daemon
+                self._lose(error)
+            await asyncio.sleep(backoff.next())
+
+    async def _hold_lease(self, network: Network) -> None:
+        request = LeaseRequest(self.name, f"{next(self._runs)}", self.address, previous=self.subnet_file)
         health = Health(self._plugins)
-        lease, deadline = await joining.acquire(self._store, network, request, health)
+        promised = await joining.acquire(self._store, network, request, health)
+        lease = promised.lease
         self.subnet_file = lease.subnets
         self._keeper = keeper = LeaseKeeper(
             self._store,
             network,
             lease,
-            deadline=deadline,
+            deadline=promised.until,
             margin=renewal_margin(network.lease_ttl, 60),
             health=health,
             plugins=self._plugins,
@@ -174,9 +225,10 @@ class Operator:
             self._world.settle()
 
 
-def expected(error: BaseException, promised: float) -> bool:
-    """True if a node may end so, with so many seconds of its lease left."""
-    return isinstance(error, SubnetsExhausted) or (isinstance(error, LeaseLost) and promised <= 0)
+def expected(failure: Failure) -> bool:
+    """True if this is what may become of a node, as far as the store has kept what was written."""
+    late = isinstance(failure.error, LeaseLost) and failure.promised <= 0
+    return late or isinstance(failure.error, SubnetsExhausted)
 
 
 def _plain(error: BaseException) -> BaseException:

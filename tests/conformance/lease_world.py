@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import math
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import attrs
 
 from overlaynet.errors import StoreUnavailable
+from overlaynet.stores import _etcd_replies as replies
 from overlaynet.stores import _file_format as form
 from overlaynet.stores._etcd_client import EtcdClient
 from overlaynet.stores._etcd_table import EtcdRecord, EtcdTable
@@ -83,6 +85,10 @@ class World(abc.ABC):
     @abc.abstractmethod
     def apply(self, ask: Ask) -> Any:
         """Ask the store itself, now."""
+
+    @abc.abstractmethod
+    def wipe(self) -> None:
+        """Remove all that the store holds, at once and behind its back."""
 
     def close(self) -> None:
         """Free everything."""
@@ -196,6 +202,9 @@ class MemoryWorld(World):
     def apply(self, ask: Ask) -> Any:
         return self.loop.run_until_complete(_awaited(ask(self._table)))
 
+    def wipe(self) -> None:
+        self._table._content.entries.clear()
+
 
 class _Outside(World):
     """Around a store that needs threads, which go on outside of the world's time."""
@@ -227,6 +236,9 @@ class FileWorld(_Outside):
     def _make_table(self) -> Table:
         return FileTable(Directory(str(self._path), lambda: form.Moment("this boot", self.now, self.now)))
 
+    def wipe(self) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)  # it may never have been written to
+
 
 class EtcdWorld(_Outside):
     """Around a real etcd, whose clock nobody can set: the world revokes etcd's lease when a lifetime has passed."""
@@ -251,6 +263,11 @@ class EtcdWorld(_Outside):
                 if self._server.post("/v3/lease/timetolive", {"ID": str(lease)}).get("TTL", "0") != "-1":
                     self._server.post("/v3/lease/revoke", {"ID": str(lease)})
         return super().apply(ask)
+
+    def wipe(self) -> None:
+        # Without what etcd forgets beside the keys: tests/faults/test_etcd_history.py wipes it for real.
+        self._server.post("/v3/kv/deleterange", replies.prefix_range(f"{self._prefix}/".encode()))
+        self._expiries.clear()
 
     def remember(self, record: Record | None, ttl: float) -> Record | None:
         """Note when a record expires in the world's time."""

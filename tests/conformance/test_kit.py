@@ -58,12 +58,14 @@ def test_one_fixture_is_enough_and_what_is_not_tested_is_said(tmp_path: Path) ->
 
 def test_the_examples_of_the_documentation_pass(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
-    section = page[page.index("## Test a driver of your own") :]
+    section = page[page.index("## Write a plugin") :]
     examples = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", section, re.DOTALL))
     assert set(examples) == {
+        "test_options_together",
         "test_my_backend",
         "test_whole_daemons",
         "test_my_backend_with_faults",
+        "test_real_hosts",
         "test_deprecated_option",
     }
     output = run_pytest(tmp_path, **examples)

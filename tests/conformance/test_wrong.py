@@ -58,7 +58,9 @@ def test_each_wrong_driver_fails_exactly_the_test_of_the_law_it_breaks(axis: str
 
 
 def test_what_they_are_made_of_is_right(axis: str, failed: dict[str, set[str]]) -> None:
-    assert failed["TestModel"] == set()
+    right = {name: broken for name, broken in failed.items() if name.startswith("TestModel")}
+    assert "TestModel" in right
+    assert set().union(*right.values()) == set()
 
 
 def test_every_law_is_broken_by_one(axis: str) -> None:

@@ -11,10 +11,12 @@ from contextlib import aclosing
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
+import attrs
 import pytest
 
 from overlaynet import network
 from overlaynet.errors import OverlaynetError, StoreUnavailable
+from overlaynet.lease_keeping import release
 from overlaynet.model import Lease, LeaseRequest
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
@@ -148,6 +150,27 @@ async def test_a_hung_leader_is_passed_over(cluster: EtcdCluster, make_store: Ma
         found = await served(lambda: former.list("subnets/"))
         assert set(found) == {"subnets/before", "subnets/after"}
         assert await former.get("subnets/before") == before
+
+
+async def test_a_stop_gives_the_lease_back_although_the_first_member_hangs(
+    cluster: EtcdCluster,
+) -> None:
+    """With the time limits that the daemon has, not those of these tests."""
+    hung, *others = cluster.members
+    options = EtcdOptions(endpoints=tuple(member.endpoint for member in cluster.members), prefix="/stop")
+    store = EtcdStore(options)
+    try:
+        claim = asyncio.ensure_future(store.acquire(NETWORK, LeaseRequest("a", "1", IPv4Address("192.0.2.1"))))
+        await claim
+        hung.pause()
+        await release(store, claim)
+        found = EtcdStore(attrs.evolve(options, endpoints=tuple(member.endpoint for member in others)))
+        try:
+            assert (await served(found.leases)).leases == ()
+        finally:
+            await found.aclose()
+    finally:
+        await store.aclose()
 
 
 async def change_leader(cluster: EtcdCluster, how: str) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +142,31 @@ def test_a_dead_nodes_reserved_subnet_waits_for_it(lab: Lab, etcd: EtcdServer) -
     assert other.status()["skipped_records"] == []
     host.subnet_file.unlink()
     host.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint])
+    assert subnet_of(host) == subnet
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "edited"])
+def test_a_live_nodes_record_that_was_damaged_is_made_good_by_its_node(lab: Lab, damage: str) -> None:
+    for host in lab.hosts:
+        host.start_overlaynet(lab.file_store)
+        host.connect_containers()
+    wait_until(lambda: reaches(lab), 20, "a ping to arrive")
+    host, other = lab.hosts
+    assert host.daemon is not None
+    pid, subnet = host.daemon.pid, subnet_of(host)
+    path = Path(str(lab.file_store[-1]), "subnets", subnet.replace("/", "-"))
+    good = path.read_bytes()
+    content = {"truncated": good[: len(good) // 2], "emptied": b"", "edited": good.replace(b'PublicIP\\"', b"PublicIP")}
+    assert content[damage] != good
+    path.write_bytes(content[damage])
+    host.daemon.wait_for("damaged record of the lease is written over")
+    wait_until(lambda: other.status()["skipped_records"] == [] == host.status()["skipped_records"], 20, "good records")
+    wait_until(lambda: reaches(lab), 20, "a ping to arrive")
+    assert b"host-a" in path.read_bytes()
+    assert (host.daemon.pid, subnet_of(host), host.daemon.running) == (pid, subnet, True)
+    assert host.status()["problems"] == {}
+    host.daemon.kill()
+    host.start_overlaynet(lab.file_store)
     assert subnet_of(host) == subnet
 
 

@@ -5,6 +5,7 @@ from ipaddress import IPv4Interface
 
 import pytest
 
+from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.lab import SWITCH_ADDRESS, Container, Host, Lab, wait_until
 
@@ -78,3 +79,39 @@ def test_a_node_that_moves_keeps_its_subnet_and_peers_follow(
         wait_until(lambda host=host: host.status()["problems"] == {}, PATIENCE, "the end of all problems")  # type: ignore[misc]
     assert a.daemon is not None
     assert a.daemon.stop() == 0
+
+
+@pytest.mark.parametrize("end", [DaemonProcess.stop, DaemonProcess.kill])
+@pytest.mark.parametrize("moment", ["before the end", "after the end"])
+def test_a_node_whose_interface_was_replaced_keeps_its_subnet_over_a_restart(
+    lab: Lab, etcd: EtcdServer, end: Callable[[DaemonProcess], object], moment: str
+) -> None:
+    """Its identity was made from the hardware address of the interface that is gone."""
+    store = ["--store", "etcd", "--etcd-endpoints", etcd.endpoint]
+    a, b, _ = lab.hosts
+    first, second, _ = lab.containers
+    for host in (a, b):
+        host.start_overlaynet(store, named=False)
+        host.connect_containers()
+    wait_for_ping(first, second)
+    before, other = a.status(), b.status()
+    assert before["node"] != other["node"]
+    hardware_address = a.namespace.ip_json("link", "show", "dev", "eth0")[0]["address"]
+    assert a.daemon is not None
+    if moment == "before the end":
+        another_interface(a)
+        wait_for_ping(first, second)
+    end(a.daemon)
+    a.subnet_file.unlink()  # the store alone must know whose subnet it is
+    if moment == "after the end":
+        a.namespace.ip("link delete eth0")
+        a.address = A_IS_MOVED_TO
+        a.plug_in()
+    assert a.namespace.ip_json("link", "show", "dev", "eth0")[0]["address"] != hardware_address
+    a.start_overlaynet(store, named=False)
+    after = a.status()
+    assert (after["subnets"], after["node"]) == (before["subnets"], before["node"])
+    wait_until(lambda: b.status()["peers"] == 1, PATIENCE, "one peer of the other node, and not two")
+    wait_for_ping(second, first)
+    for host in (a, b):
+        wait_until(lambda host=host: host.status()["problems"] == {}, PATIENCE, "the end of all problems")  # type: ignore[misc]

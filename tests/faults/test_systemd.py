@@ -98,7 +98,8 @@ def configure(machine: SystemdMachine, **settings: object) -> None:
 
 
 def configure_file_store(machine: SystemdMachine, **settings: object) -> None:
-    configure(machine, store="file", network="10.244.0.0/16", node="host-a", **settings)
+    settings = {"store": "file", "network": "10.244.0.0/16", "node": "host-a"} | settings
+    configure(machine, **{name: value for name, value in settings.items() if value is not None})
 
 
 def drop_in(machine: SystemdMachine, text: str) -> None:
@@ -323,7 +324,7 @@ def test_a_stop_does_not_wait_for_a_store_that_hangs(machine: SystemdMachine, et
 
 
 def test_its_files_are_its_own_and_in_its_directories(machine: SystemdMachine) -> None:
-    configure_file_store(machine)
+    configure_file_store(machine, node=None)
     machine.systemctl("start", "overlaynet")
     places = ["/dev", "/etc", "/run", "/tmp", "/var"]  # noqa: S108 - they are only searched
     found = machine.execute(["find", *places, "-user", "overlaynet", "-printf", "%y %m %p\\n"]).stdout.splitlines()
@@ -336,6 +337,7 @@ def test_its_files_are_its_own_and_in_its_directories(machine: SystemdMachine) -
         "d 700 /var/lib/overlaynet/store",
         "f 600 /var/lib/overlaynet/store/config",
     }
+    assert any(line.startswith("f 600 /var/lib/overlaynet/identity-") for line in found)
     for line in found:
         kind, mode, path = line.split()
         assert path.startswith(("/run/flannel", "/run/overlaynet", "/var/lib/overlaynet"))

@@ -1,121 +1,174 @@
-/* Fuzzes what reads untrusted bytes: parser, segmentation, coalescing, ECN, ICMP errors.
+/* Fuzzes what reads packets: parser, segmentation, checksums, coalescing, ECN, ICMP errors. A target for libFuzzer.
  *
- * A target for libFuzzer (clang -fsanitize=fuzzer,address,undefined); with -DSTANDALONE a program of its own, for any
- * compiler, that mutates the files of a corpus: `fuzz_packets RUNS FILE...`.
- *
- * An input is a sequence of packets, each behind one byte of flags, two of length and a struct offload_header.
+ * An input is a byte that tells what may be put together, and a sequence of packets, each behind one byte of flags, two of
+ * length and a struct offload_header. Of a large one only the beginning is in the input, and of the last one perhaps less than
+ * its length: the rest is zeros.
  */
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "coalesce.h"
+#include "oracle.h"
 
-#define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "violated: %s\n", #condition); abort(); } } while (0)
+enum { TCP = 1, UDP = 2 };
+enum { COMPLETE = 1, OUTER_ECN = 6, CUT = 8, PARTIAL = 16, OTHER_OWNER = 32, FLUSH = 64, LARGE = 128 };
+enum { BEGINNING = 100, MOST = 100, MOST_CUT = 300, MOST_CHECKED = 1000 };
 
-enum { MOST = 64, FIX_CHECKSUMS = 1, OUTER_ECN = 6, CUT = 8 };
-
-struct fed {
-    struct packet packet;
-    bool came_out;
-};
-static struct fed fed[4096];
-static unsigned fed_count;
-static void *memory[4096];
+static void *memory[MOST_EXPECTED + MOST];
 static unsigned memory_count;
+static char owners[2];
 
+/* Memory of its own for each packet, of its exact size, so that a step too far is seen. */
 static void *keep(size_t size)
 {
     CHECK(memory_count < sizeof memory / sizeof *memory);
     return memory[memory_count++] = malloc(size ? size : 1);
 }
 
-/* True if the packets are equal, but for an identification (and so a checksum) that means nothing: RFC 6864. */
-static bool same(const uint8_t *one, const uint8_t *other, size_t size)
-{
-    if (one[0] >> 4 != 4 || !(one[6] & 0x40))
-        return memcmp(one, other, size) == 0;
-    return memcmp(one, other, 4) == 0 && memcmp(one + 6, other + 6, 4) == 0 && memcmp(one + 12, other + 12, size - 12) == 0;
-}
+static unsigned sink_owner;
 
-static void expect(const uint8_t *data, size_t size)
+static void came_out(struct expected *each)
 {
-    /* The first that is still missing of those that look like it: so the order within a flow is checked as well. */
-    for (unsigned i = 0; i < fed_count; i++) {
-        if (!fed[i].came_out && fed[i].packet.size == size && same(fed[i].packet.data, data, size)) {
-            fed[i].came_out = true;
-            return;
-        }
-    }
-    CHECK(!"a packet came out that did not go in");
+    CHECK(each->owner == sink_owner);
 }
 
 static void sink(void *context, struct run *run)
 {
-    (void)context;
+    const bool *accepted = context;
+    sink_owner = (unsigned)((char *)run->owner - owners);
+    CHECK(run->count > 0);
     if (run->count == 1) {
-        expect((uint8_t *)run->payload[0].iov_base - run->header_length, run->bytes);
+        came_out(oracle_came_out((uint8_t *)run->payload[0].iov_base - run->header_length, run->bytes));
+        CHECK(run->bytes == run->header_length + run->payload[0].iov_len);
         return;
     }
+    CHECK(accepted[run->offload.type == OFFLOAD_UDP]);
     uint8_t *whole = malloc(run->size), *at = whole;
     memcpy(at, run->headers, run->header_length);
     at += run->header_length;
     for (uint32_t i = 0; i < run->count; i++) {
+        CHECK((size_t)(at - whole) + run->payload[i].iov_len <= run->size);
         memcpy(at, run->payload[i].iov_base, run->payload[i].iov_len);
         at += run->payload[i].iov_len;
     }
     CHECK((size_t)(at - whole) == run->size);
-    struct segments segments;
-    CHECK(segments_read(&run->offload, whole, run->size, &segments) == DROP_NONE);
-    CHECK(segments.count == run->count);
-    for (uint32_t i = 0; i < segments.count; i++) {
-        uint8_t packet[LARGEST_PACKET + 1], *payload;
-        uint32_t size;
-        segments_cut(&segments, i, packet, &payload, &size);
-        memcpy(packet + segments.header_length, payload, size);
-        expect(packet, segments.header_length + size);
-    }
+    CHECK(run->bytes == run->size + (run->count - 1) * run->header_length);
+    CHECK(oracle_run_came_out(&run->offload, whole, run->size, came_out) == run->count);
     free(whole);
 }
 
-static void fix_checksums(struct packet *packet)
-{
-    uint8_t *data = packet->data;
-    uint16_t sum;
-    if (packet->version == 4) {
-        data[10] = data[11] = 0;
-        sum = checksum(data, packet->ip_length);
-        memcpy(data + 10, &sum, 2);
-    }
-    unsigned field = packet->protocol == PROTOCOL_TCP ? 16 : 6;
-    if ((packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP) || packet->size < packet->ip_length + 20u)
-        return;
-    uint8_t *transport = data + packet->ip_length;
-    uint32_t length = packet->size - packet->ip_length;
-    if (packet->protocol == PROTOCOL_UDP)
-        write16(transport + 4, length);
-    transport[field] = transport[field + 1] = 0;
-    sum = (uint16_t)~checksum_fold(checksum_add(packet_pseudo_header(packet, packet->protocol, length), transport, length));
-    if (sum == 0 && packet->protocol == PROTOCOL_UDP)
-        sum = 0xFFFF;
-    memcpy(transport + field, &sum, 2);
-}
-
-static void feed(struct coalescer *coalescer, uint8_t *data, size_t size)
+static void feed(struct coalescer *coalescer, uint8_t *data, size_t size, unsigned owner)
 {
     struct packet packet;
-    if (fed_count == sizeof fed / sizeof *fed || packet_read(data, size, &packet) != DROP_NONE)
+    if (expected_count == MOST_EXPECTED || packet_read(data, size, &packet) != DROP_NONE)
         return;
-    fed[fed_count++] = (struct fed){packet, false};
-    coalescer_add(coalescer, &packet, NULL);
+    expected[expected_count++] = (struct expected){data, size, owner, false};
+    coalescer_add(coalescer, &packet, &owners[owner]);
+}
+
+/* Cut a packet as the device's other end must, compare with the oracle, and put together again what came of it. */
+static void cut(struct coalescer *coalescer, struct offload_header *offload, uint8_t *data, size_t size, unsigned flags,
+                bool complete)
+{
+    static uint8_t whole[LARGEST_PACKET], wanted[LARGEST_PACKET + 1], got[LARGEST_PACKET + 1];
+    unsigned owner = (flags & OTHER_OWNER) != 0;
+    bool single = (offload->type & ~OFFLOAD_ECN) == OFFLOAD_NONE, partial = complete && (flags & PARTIAL);
+    size_t field;
+    struct segments segments;
+    struct packet packet;
+    if (partial) {
+        struct oracle_transport transport = oracle_transport(data, size);
+        offload->flags |= OFFLOAD_NEEDS_CHECKSUM;
+        offload->checksum_start = (uint16_t)transport.at;
+        offload->checksum_offset = (uint16_t)(transport.field - transport.at);
+    }
+    /* What else asks for a checksum gets one, of whatever there is. */
+    bool any_checksum = (offload->flags & OFFLOAD_NEEDS_CHECKSUM) && !partial;
+    memcpy(whole, data, size);
+    if (segments_read(offload, data, size, &segments) != DROP_NONE)
+        return;
+    if (single) {
+        CHECK(segments.count == 1 && segments.header_length == 0 && segments.packet.size == size);
+        if (partial)
+            CHECK(oracle_transport_is_right(data, size));
+        field = (size_t)offload->checksum_start + offload->checksum_offset;
+        for (size_t i = 0; i < size; i++)
+            CHECK(data[i] == whole[i] || ((offload->flags & OFFLOAD_NEEDS_CHECKSUM) && (i == field || i == field + 1)));
+        feed(coalescer, data, size, owner);
+        return;
+    }
+    size_t offset = 0, headers = segments.header_length;
+    CHECK(segments.count > 0 && headers <= size && memcmp(whole, data, size) == 0);
+    CHECK(segments.payload_size == offload->segment_size);
+    for (uint32_t i = 0; i < segments.count; i++) {
+        /* Of very many, the first and the last; for time's sake. */
+        if (i == MOST_CHECKED && segments.count > 2 * MOST_CHECKED) {
+            offset += (size_t)(segments.count - 2 * MOST_CHECKED) * segments.payload_size;
+            i += segments.count - 2 * MOST_CHECKED;
+        }
+        uint8_t header[LARGEST_HEADERS], *payload;
+        uint32_t length;
+        segments_cut(&segments, i, header, &payload, &length);
+        CHECK(payload == data + headers + offset && length <= size - headers - offset);
+        size_t total = oracle_segment(whole, size, headers, segments.payload_size, offset, wanted);
+        offset += length;
+        CHECK(total == headers + length);
+        memcpy(got, header, headers);
+        memcpy(got + headers, payload, length);
+        CHECK(packet_read(got, total, &packet) == DROP_NONE);
+        field = oracle_transport(wanted, total).field;
+        if (any_checksum)
+            memcpy(wanted + field, got + field, 2);
+        else
+            CHECK(oracle_transport_is_right(got, total));
+        CHECK(oracle_same(got, wanted, total));
+        if (i < MOST_CUT && memory_count < MOST_EXPECTED) {
+            uint8_t *own = keep(total);
+            memcpy(own, got, total);
+            feed(coalescer, own, total, owner);
+        }
+    }
+    CHECK(offset == size - headers && "nothing is lost");
+}
+
+/* Errors and marks, on a copy. */
+static void answer(const uint8_t *original, size_t size, unsigned outer)
+{
+    /* RFC 6040, figure 4: by the inner bits and the outer. */
+    enum { DROPPED = 4 };
+    static const unsigned marks[4][4] = {{0, 0, 0, DROPPED}, {1, 1, 1, 3}, {2, 1, 2, 3}, {3, 3, 3, 3}};
+    static const uint8_t source[16] = {10, 244, 1, 0};
+    uint8_t *data = malloc(size ? size : 1), error[LARGEST_ERROR];
+    struct packet packet, read;
+    memcpy(data, original, size);
+    if (packet_read(data, size, &packet) == DROP_NONE) {
+        size_t written = packet_unreachable(&packet, source, error);
+        CHECK(written <= LARGEST_ERROR);
+        if (written > 0) {
+            CHECK(packet_read(error, written, &read) == DROP_NONE);
+            size_t ip = oracle_ip_length(error);
+            CHECK(oracle_ip_is_right(error));
+            CHECK(oracle_sum(packet.version == 4 ? 0 : oracle_pseudo_header(error, PROTOCOL_ICMPV6, written - ip), error + ip,
+                             written - ip) == 0xFFFF);
+            CHECK(memcmp(error + ip + 8, data, written - ip - 8) == 0);
+        }
+        bool intact = oracle_ip_is_right(data);
+        unsigned inner = packet_ecn(&packet);
+        CHECK(packet_decapsulate_ecn(&packet, outer) == (marks[inner][outer] != DROPPED));
+        CHECK(packet_ecn(&packet) == (marks[inner][outer] == DROPPED ? inner : marks[inner][outer]));
+        CHECK(oracle_ip_is_right(data) == intact);
+    }
+    free(data);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t left)
 {
     static struct coalescer coalescer;
-    static const uint8_t source[16] = {10, 244, 1, 0};
-    fed_count = memory_count = 0;
+    expected_count = memory_count = 0;
+    if (left == 0)
+        return 0;
+    bool accepted[2] = {input[0] & TCP, input[0] & UDP};
+    input++;
+    left--;
     memset(&coalescer, 0, sizeof coalescer);
-    coalescer_start(&coalescer, true, true, sink, NULL);
+    coalescer_start(&coalescer, accepted[0], accepted[1], sink, accepted);
     for (unsigned n = 0; n < MOST && left >= 13; n++) {
         unsigned flags = input[0];
         size_t size = (size_t)(input[1] << 8 | input[2]);
@@ -123,114 +176,29 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t left)
         memcpy(&offload, input + 3, sizeof offload);
         input += 13;
         left -= 13;
-        if (size > left)
-            size = left;
-        /* In memory of its own, of its exact size, so that a step too far is seen. */
         uint8_t *data = keep(size);
-        memcpy(data, input, size);
-        input += size;
-        left -= size;
+        size_t given = (flags & LARGE) && size > BEGINNING ? BEGINNING : size;
+        if (given > left)
+            given = left;
+        memcpy(data, input, given);
+        memset(data + given, 0, size - given);
+        input += given;
+        left -= given;
 
         /* Or hardly anything that was mutated would be read any further. */
-        if ((flags & FIX_CHECKSUMS) && size >= 40)
-            data[0] >> 4 == 6 ? write16(data + 4, (unsigned)size - 40) : write16(data + 2, (unsigned)size);
-        struct packet packet;
-        if (packet_read(data, size, &packet) == DROP_NONE) {
-            uint8_t error[LARGEST_ERROR];
-            if (flags & FIX_CHECKSUMS)
-                fix_checksums(&packet);
-            bool intact = packet.version == 6 || checksum(data, packet.ip_length) == 0;
-            if (packet_decapsulate_ecn(&packet, (flags & OUTER_ECN) >> 1))
-                CHECK((packet.version == 6 || checksum(data, packet.ip_length) == 0) == intact);
-            size_t written = packet_unreachable(&packet, source, error);
-            CHECK(written <= LARGEST_ERROR);
-            struct packet answer;
-            if (written > 0)
-                CHECK(packet_read(error, written, &answer) == DROP_NONE);
-        }
-        struct segments segments;
-        if (!(flags & CUT)) {
-            feed(&coalescer, data, size);
-        } else if (segments_read(&offload, data, size, &segments) == DROP_NONE) {
-            for (uint32_t i = 0; i < segments.count && i < 100; i++) {
-                uint8_t header[LARGEST_HEADERS], *payload;
-                uint32_t length;
-                segments_cut(&segments, i, header, &payload, &length);
-                CHECK(payload + length <= data + size);
-                if (memory_count == sizeof memory / sizeof *memory)
-                    break;
-                uint8_t *cut = keep(segments.header_length + length);
-                memcpy(cut, header, segments.header_length);
-                memcpy(cut + segments.header_length, payload, length);
-                if (segments.header_length > 0)
-                    CHECK(packet_read(cut, segments.header_length + length, &packet) == DROP_NONE);
-                feed(&coalescer, cut, segments.header_length + length);
-            }
-        }
+        bool complete = (flags & COMPLETE) && oracle_complete(data, size, (flags & CUT) && (flags & PARTIAL));
+        answer(data, size, (flags & OUTER_ECN) >> 1);
+        if (flags & CUT)
+            cut(&coalescer, &offload, data, size, flags, complete);
+        else
+            feed(&coalescer, data, size, (flags & OTHER_OWNER) != 0);
+        if (flags & FLUSH)
+            coalescer_flush(&coalescer);
     }
     coalescer_flush(&coalescer);
-    for (unsigned i = 0; i < fed_count; i++)
-        CHECK(fed[i].came_out);
+    for (unsigned i = 0; i < expected_count; i++)
+        CHECK(expected[i].came_out && "nothing is lost");
     for (unsigned i = 0; i < memory_count; i++)
         free(memory[i]);
     return 0;
 }
-
-#ifdef STANDALONE
-static uint64_t chance_state = 88172645463325252u;
-
-static uint32_t chance(uint32_t below)
-{
-    chance_state ^= chance_state << 13;
-    chance_state ^= chance_state >> 7;
-    chance_state ^= chance_state << 17;
-    return (uint32_t)(chance_state >> 32) % below;
-}
-
-int main(int argc, char **argv)
-{
-    enum { ROOM = 1 << 17 };
-    static uint8_t original[ROOM], mutated[2 * ROOM];
-    unsigned long runs = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
-    for (int argument = 2; argument < argc; argument++) {
-        FILE *file = fopen(argv[argument], "rb");
-        if (file == NULL) {
-            perror(argv[argument]);
-            return 1;
-        }
-        size_t size = fread(original, 1, ROOM, file);
-        fclose(file);
-        LLVMFuzzerTestOneInput(original, size);
-        for (unsigned long run = 0; run < runs && size > 0; run++) {
-            static const uint8_t likely[] = {0, 1, 2, 4, 5, 0x10, 0x18, 0x40, 0x45, 0x60, 0x7F, 0x80, 0xFF};
-            size_t now = size;
-            memcpy(mutated, original, size);
-            for (uint32_t change = chance(8); change > 0; change--) {
-                uint32_t at = chance((uint32_t)now), from = chance((uint32_t)now);
-                switch (chance(5)) {
-                case 0:
-                    mutated[at] ^= (uint8_t)(1u << chance(8));
-                    break;
-                case 1:
-                    mutated[at] = likely[chance(sizeof likely)];
-                    break;
-                case 2:
-                    mutated[at] = (uint8_t)chance(256);
-                    break;
-                case 3: { /* copy a piece elsewhere */
-                    uint32_t length = chance(64);
-                    if (at + length <= now && from + length <= now)
-                        memmove(mutated + at, mutated + from, length);
-                    break;
-                }
-                default:
-                    if (chance(4) == 0 && at > 0)
-                        now = at;
-                }
-            }
-            LLVMFuzzerTestOneInput(mutated, now);
-        }
-    }
-    return 0;
-}
-#endif

@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import attrs
@@ -493,9 +493,11 @@ async def test_a_lease_of_ipv6_alone_is_no_poison(store: EtcdStore, flannel: Fla
     since = revision(flannel)
     only6 = parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
     await store.acquire(only6, request("a", "192.168.64.9"))
-    assert check_no_poison(flannel, since) == 1
-    (seen,) = flannel.leases().values()
-    assert seen.ipv4 == IPv4Network("0.0.0.0/0")
+    nowhere = LeaseRequest("b", "1", None, IPv6Address("2001:db8::9"))  # nor has the host an IPv4 address
+    await store.acquire(only6, nowhere)
+    assert check_no_poison(flannel, since) == 2
+    for seen in flannel.leases().values():
+        assert seen.ipv4 == IPv4Network("0.0.0.0/0")
 
 
 async def test_what_a_store_refuses_to_write_is_not_there(store: EtcdStore, flannel: Flannel) -> None:

@@ -39,7 +39,8 @@ def store(tmp_path: Path) -> list[str]:
 def refusal(host: Host, *arguments: str, iface: str = "eth0") -> str:
     """Start a daemon that must refuse; returns the sentence it ended with."""
     command = [sys.executable, "-m", "overlaynet", "run", "--iface", iface, "--node", "x"]
-    command += ["--subnet-file", str(host.subnet_file), "--status-socket", "", *arguments]
+    command += ["--subnet-file", str(host.subnet_file), "--status-socket", "", "--state-directory", str(host.directory)]
+    command += arguments
     result = host.namespace.execute(command, check=False, timeout=60)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
@@ -129,6 +130,7 @@ def test_malformed_json_in_the_store(host: Host, lab: Lab) -> None:
 def test_no_permission_for_a_device(host: Host, tmp_path: Path) -> None:
     command = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-m", "overlaynet"]
     command += ["run", *store(tmp_path), *NETWORK, "--iface", "eth0", "--subnet-file", str(host.subnet_file)]
+    command += ["--state-directory", str(host.directory)]
     result = host.namespace.execute([*command, "--status-socket", ""], check=False, timeout=60)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (

@@ -376,6 +376,41 @@ def test_what_is_deleted_by_hand_is_restored_and_what_is_foreign_removed(hosts: 
     assert a.entries("eth0")[0] == {"172.16.130.99 lladdr 02:00:00:00:00:99 PERMANENT"}, "not ours"
 
 
+@pytest.mark.parametrize("other", ["port 9999", "vni 7", "via lo"])
+def test_a_forwarding_entry_that_differs_in_more_than_its_host_is_put_right(
+    hosts: tuple[Host, Host, Host], other: str
+) -> None:
+    a, b, _ = hosts
+    for host in (a, b):
+        host.start(vxlan())
+    acquaint(a, b)
+    wanted = a.entries()
+    address = b.link("overlay0")["address"]
+    entry = [address, "dev", "overlay0", "dst", "172.16.130.2", *other.split(), "self", "permanent"]
+    a.namespace.execute(["bridge", "fdb", "replace", *entry])
+    assert a.entries() != wanted
+    assert not a.reaches(b)
+    a.meet(b)
+    assert a.entries() == wanted
+    assert a.reaches(b)
+
+
+def test_every_forwarding_entry_that_is_not_a_peers_is_removed_at_once(hosts: tuple[Host, Host, Host]) -> None:
+    """Where frames of no known address go, the kernel keeps several entries for one address."""
+    a, b, _ = hosts
+    for host in (a, b):
+        host.start(vxlan())
+    acquaint(a, b)
+    wanted = a.entries()
+    for other in ("dst 172.16.130.7", "dst 172.16.130.8", "dst 172.16.130.8 port 9999 vni 7 via eth0"):
+        entry = ["00:00:00:00:00:00", "dev", "overlay0", *other.split(), "self", "permanent"]
+        a.namespace.execute(["bridge", "fdb", "append", *entry])
+    assert len(a.entries()[1]) == 4
+    a.meet(b)
+    assert a.entries() == wanted
+    assert a.reaches(b)
+
+
 def test_the_same_peers_again_are_not_written_again(
     hosts: tuple[Host, Host, Host], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -452,6 +487,66 @@ def test_the_device_comes_back_with_its_underlay(hosts: tuple[Host, Host, Host])
     a.meet(b)
     assert a.reaches(b)
     assert b.reaches(a)
+
+
+def test_trouble_with_one_device_leaves_the_other_alone(hosts: tuple[Host, Host, Host]) -> None:
+    a, b, c = hosts
+    for host in hosts:
+        host.start(vxlan(), BOTH)
+    acquaint(a, b)
+    b.meet(a, c)
+    c.meet(a, b)
+    a.namespace.ip("link delete overlay0-v6", "link add overlay0-v6 type bridge")
+    a.namespace.ip("link delete overlay0")  # the other device is mended and gets new peers meanwhile
+    for _ in range(2):
+        with pytest.raises(
+            BackendError, match=r"^the device name overlay0-v6 is taken by another interface \(bridge\)"
+        ):
+            a.meet(b, c)
+        a.apply(a.backend.routes([b.peer, c.peer]))
+        assert a.reaches(b)
+        assert a.reaches(c)
+    assert len(a.routes()) == 2
+    assert a.link("overlay0-v6")["linkinfo"]["info_kind"] == "bridge"
+    # The underlay changes; only what the bridge is in the way of has to wait.
+    a.namespace.ip("address add 172.16.130.77/24 dev eth0")
+    a.ipv4 = IPv4Address("172.16.130.77")
+    assert a.wait(a.backend.set_underlay(a.underlay)) == Device("overlay0", 1430)
+    assert a.link("overlay0")["linkinfo"]["info_data"]["local"] == "172.16.130.77"
+    b.meet(a, c)
+    with pytest.raises(BackendError, match="overlay0-v6 is taken"):
+        a.meet(b, c)
+    a.apply(a.backend.routes([b.peer, c.peer]))
+    assert a.reaches(b)
+    a.namespace.ip("link delete overlay0-v6")
+    a.meet(b, c)
+    assert len(a.routes()) == 4
+    assert a.reaches(b)
+    assert a.reaches(b, 6)
+
+
+def test_a_tunnel_that_the_kernel_refuses_has_no_route(
+    hosts: tuple[Host, Host, Host], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the device of an earlier run takes no more entries."""
+    a, b, c = hosts
+    for host in (b, c):
+        host.start(vxlan())
+    a.namespace.ip(
+        "link add overlay0 type vxlan id 1 dstport 8472 local 172.16.130.1 dev eth0 nolearning maxaddress 1",
+        "link set overlay0 alias 'overlaynet vxlan'",
+    )
+    a.start(vxlan())
+    for _ in range(2):
+        a.meet(b, c)
+        assert a.routes() == ["10.244.2.0/24 via 10.244.2.0 dev overlay0 onlink"]
+    status: Any = a.backend.status()
+    assert status["peers"].keys() == {"10.244.2.0/24"}
+    assert status["skipped"].keys() == {"10.244.3.0/24"}
+    assert "No space left on device" in status["skipped"]["10.244.3.0/24"]
+    assert [record.message for record in caplog.records].count("peer not reachable") == 1
+    b.meet(a)
+    assert a.reaches(b)
 
 
 def test_a_crashed_runs_device_is_adopted_and_carries_packets_meanwhile(hosts: tuple[Host, Host, Host]) -> None:

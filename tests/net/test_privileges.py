@@ -53,6 +53,8 @@ def running(
         directory / "run" / "subnet.env",
         "--status-socket",
         directory / "run" / "status.sock",
+        "--state-directory",
+        directory / "state",
     ]
     log = directory / "log"
     with log.open("wb") as output:
@@ -111,6 +113,8 @@ def test_an_unprivileged_user_with_one_capability_can_run_it(host: NetworkNamesp
             assert "UP" in link["flags"]
             modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()}
             assert modes == {"subnet.env": 0o644, "status.sock": 0o600}
+            (identity,) = (tmp_path / "state").iterdir()
+            assert [path.stat().st_mode & 0o777 for path in (identity.parent, identity)] == [0o700, 0o600]
             assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
             assert {path.stat().st_mode & 0o777 for path in (tmp_path / "store").rglob("*") if path.is_file()} == {
                 0o600

@@ -304,16 +304,19 @@ async def test_a_foreign_route_in_the_way_is_named_and_left_alone(
     assert shown(namespace) == [LEADING_TEXT, BACKSTOP_TEXT]
 
 
-async def test_a_foreign_route_beside_ours_is_not_replaced(namespace: NetworkNamespace, router: NetlinkRouter) -> None:
+@pytest.mark.parametrize("way", ["via 172.16.130.9 dev eth0", "via 10.244.2.9 dev overlay0"])
+async def test_a_foreign_route_beside_ours_is_not_replaced(
+    namespace: NetworkNamespace, router: NetlinkRouter, way: str
+) -> None:
     def via(gateway: str) -> Route:
         return Route(ip_network("10.244.2.0/24"), device="overlay0", gateway=ip_address(gateway), onlink=True)
 
     await router.apply([via("10.244.2.1")])
     # The kernel allows it if it is told to; replacing would then take the first of the two.
-    namespace.ip("route prepend 10.244.2.0/24 via 172.16.130.9 dev eth0 proto static")
-    with pytest.raises(RouterError, match="because there is 10.244.2.0/24 via 172.16.130.9 dev eth0 proto 4"):
+    namespace.ip(f"route prepend 10.244.2.0/24 {way} onlink proto static")
+    with pytest.raises(RouterError, match=f"because there is 10.244.2.0/24 {way} .*proto 4"):
         await router.apply([via("10.244.2.2")])
-    assert shown(namespace) == ["10.244.2.0/24 via 172.16.130.9 dev eth0 proto static"]
+    assert shown(namespace) == [f"10.244.2.0/24 {way} proto static onlink"]
 
 
 async def test_other_protocol_numbers_are_not_ours(namespace: NetworkNamespace, make_router: MakeRouter) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from overlaynet.errors import UnderlayError
+from overlaynet.identity import default_identity
 from overlaynet.model import Underlay
 from overlaynet.testing.namespaces import NetworkNamespace
-from overlaynet.underlay import default_identity, find_underlay
+from overlaynet.underlay import find_underlay
 
 
 @pytest.fixture

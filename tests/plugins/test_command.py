@@ -151,6 +151,14 @@ def test_two_plugins_that_add_one_command_are_both_named(install: Install, capsy
     ]
 
 
+def test_show_tells_of_a_clash_of_commands_as_doctor_does(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    observer(install, "one", "hello")
+    observer(install, "two", "hello")
+    assert main(["plugins", "show", "one"]) == 0
+    assert main(["plugins", "show", "two"]) == 1
+    assert "one 1.0 (one_observer) has added a command 'hello' already" in capsys.readouterr().out
+
+
 def test_a_plugins_command_runs_unless_no_plugins_are_wanted(
     install: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """Finding and checking drivers and plugins, against installed distributions of every broken kind."""
 
+import importlib.metadata
 import logging
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import EntryPoints, entry_points
 
 import pytest
 
@@ -345,6 +347,7 @@ def test_a_trace_tells_each_call_its_plugin_and_its_result(caplog: pytest.LogCap
     plugins = Plugins(trace=True)
     plugins.register(written("@hookimpl\ndef overlaynet_driver(name): return None\n"), name="shy")
     plugins.register(written("@hookimpl\ndef overlaynet_degraded(reason): raise RuntimeError(reason)\n"), name="sad")
+    assert logging.getLogger("overlaynet.trace").level == logging.NOTSET
     plugins.driver("store", "memory")
     plugins.notify("overlaynet_degraded", reason="x" * 1000)
     plugins.notify("overlaynet_stopping")
@@ -364,6 +367,41 @@ def test_a_trace_tells_each_call_its_plugin_and_its_result(caplog: pytest.LogCap
         | {"argument_reason": "x" * 200 + "…", "error": f"RuntimeError({'x' * 1000!r})"},
         {"message": "hook not implemented", "hook": "overlaynet_stopping"},
     ]
+
+
+@pytest.mark.parametrize("error", ["SystemExit(3)", "asyncio.CancelledError()"])
+def test_what_a_hook_raises_to_end_the_process_or_the_task_disables_its_plugin(
+    error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = f"import asyncio\n@hookimpl\ndef overlaynet_stopping(): raise {error}\n"
+    plugins = Plugins()
+    plugins.register(written(f"{source}@hookimpl\ndef overlaynet_driver(): raise {error}\n"), name="quitter")
+    with pytest.raises(PluginError) as caught:
+        plugins.driver("store", "memory")
+    assert str(caught.value) == (
+        f"plugin quitter failed when asked for the store 'memory': {error.removeprefix('asyncio.')}; "
+        "repair or uninstall it, or leave observers out with --no-plugins"
+    )
+    plugins.notify("overlaynet_stopping")
+    assert caplog.messages == ["plugin disabled"]
+    assert plugins.driver("store", "memory") is MemoryStore
+
+
+def test_the_installed_distributions_are_looked_through_once_for_all_plugins(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from overlaynet.api import hookimpl\n@hookimpl\ndef overlaynet_stopping(): pass\n"
+    for name in ("one", "two", "three"):
+        install(name, "1.0", f"[overlaynet.plugins]\n{name} = {name}_observer\n", f"{name}_observer", source)
+    looks = []
+
+    def look(*, group: str) -> EntryPoints:
+        looks.append(group)
+        return entry_points(group=group)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", look)
+    Plugins(strict=True).load_observers()
+    assert looks == ["overlaynet.plugins"]
 
 
 def test_an_entry_point_in_a_group_that_is_none_of_ours_is_found(install: Install) -> None:
@@ -424,5 +462,5 @@ def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:
         plugins.driver("router", "mine")
     assert str(caught.value) == (
         f"router 'mine' of plugin answering is {MemoryStore!r}, not a subclass of overlaynet.api.Router; "
-        f"derive it from that, or name another object in the entry point"
+        f"derive it from that, or have overlaynet_driver return another class, or None"
     )

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -10,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from overlaynet import catalogue as catalogue_module
+from overlaynet import checks as checks_module
 from overlaynet import commands as commands_module
 from overlaynet import entry_points as entry_points_module
 from overlaynet import hooks as hooks_module
+from overlaynet import options as options_module
 from overlaynet import plugins as plugins_module
+from overlaynet.backends.alloc import AllocBackend
 from overlaynet.catalogue import catalogue, details
+from overlaynet.cli import main
 from overlaynet.commands import Command, Commands
 from overlaynet.drivers import API
 from overlaynet.entry_points import GROUPS, OBSERVERS, entries
@@ -26,7 +31,7 @@ Install = Callable[..., None]
 
 OPTIONS = """\
 import attrs
-from overlaynet.api import option
+from overlaynet.api import one_of, option
 from overlaynet.stores.memory import MemoryStore
 @attrs.frozen
 class O:
@@ -40,7 +45,22 @@ class X(MemoryStore):
     ("field", "message"),
     [
         ("int = option('hunter2', secret=True)", "the default of option Key must be a whole number"),
-        ("str = option('hunter2', secret=True, check=lambda key: 'is short')", "the default of option Key is short"),
+        (
+            "str = option('hunter2', secret=True, check=lambda key: f'is {key}')",
+            "the default of option Key is refused by its check",
+        ),
+        (
+            "str = option('hunter2', secret=True, check=one_of('a', 'b'))",
+            "the default of option Key must be one of a, b",
+        ),
+        (
+            "str = option('hunter2', secret=True, check=lambda key: int(key))",
+            "the default of option Key cannot be checked: ValueError",
+        ),
+        (
+            "str = attrs.field(init=False, default='x')",
+            "option Key is declared with init=False, so it could never be given; remove that",
+        ),
         ("int = attrs.field(factory=lambda: 'x')", "the default of option Key must be a whole number, not 'x'"),
         ("tuple[str, ...] = (1,)", "the default of option Key must be a list of strings, not (1,)"),
         ("float = '1'", "the default of option Key must be a number, not '1'"),
@@ -48,7 +68,7 @@ class X(MemoryStore):
         ("str = 1", "the default of option Key must be a string, not 1"),
         (
             "int = attrs.field(factory=lambda: 1 // 0)",
-            "the default of option Key cannot be checked: ZeroDivisionError('integer division or modulo by zero')",
+            "the default of option Key cannot be made: ZeroDivisionError('integer division or modulo by zero')",
         ),
         (
             "int = option(1, check=lambda key: 1 // 0)",
@@ -56,7 +76,8 @@ class X(MemoryStore):
         ),
         (
             "int = option(1, check=lambda key: key == 1)",
-            "the check of option Key returns True for its default; it returns what is wrong as a string, or None",
+            "the default of option Key cannot be checked: its check returns a value of type bool, "
+            "not what is wrong as a string, or None",
         ),
         (
             "bytes",
@@ -100,6 +121,56 @@ def test_the_explanation_quotes_what_is_said_of_a_version_that_does_not_fit(inst
     assert f"is now {API[0]}.{API[1]}" in " ".join(page.split())
 
 
+CAPITALS = (
+    "could never be run, as a backend's name in the network document is read in small letters; rename it to 'quic'"
+)
+
+
+def test_a_backend_whose_name_has_capitals_is_refused(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "from overlaynet.backends.alloc import AllocBackend\nclass Quic(AllocBackend): pass\n"
+    install("acme", "1.2", "[overlaynet.backends]\nQUIC = acme_quic:Quic\n", "acme_quic", source)
+    message = f"overlaynet.backends: QUIC = acme_quic:Quic (acme 1.2) {CAPITALS}"
+    with pytest.raises(PluginError) as caught:
+        Plugins().driver("backend", "QUIC")
+    assert str(caught.value) == message
+    assert main(["plugins", "doctor"]) == 1
+    assert f"\n{message}\n" in capsys.readouterr().out
+    arguments = ["--store", "memory", "--network", "10.244.0.0/16", "--backend", "QUIC"]
+    assert main(["network", "set", *arguments]) == 2
+    assert capsys.readouterr().err == f"overlaynet: {message}\n"
+
+
+def test_a_backend_that_a_plugin_answers_for_under_a_name_with_capitals_is_refused() -> None:
+    class Answering:
+        @hookimpl
+        def overlaynet_driver(self, axis: str, name: str) -> type[AllocBackend] | None:
+            return AllocBackend if name.lower() == "quic" else None
+
+    plugins = Plugins()
+    plugins.register(Answering(), name="answering")
+    assert plugins.driver("backend", "quic") is AllocBackend
+    with pytest.raises(PluginError) as caught:
+        plugins.driver("backend", "Quic")
+    assert str(caught.value) == f"backend 'Quic' of plugin answering {CAPITALS}"
+
+
+@pytest.mark.parametrize("option", ["type: str = option('x', 'h')", "kind: str = option('x', 'h', name='TYPE')"])
+def test_an_option_of_a_backend_that_the_document_has_no_place_for(install: Install, option: str) -> None:
+    module = f"acme_type_{abs(hash(option))}"
+    source = f"import attrs\nfrom overlaynet.api import option\n@attrs.frozen\nclass O:\n    {option}\n"
+    backend = "from overlaynet.backends.alloc import AllocBackend\nclass X(AllocBackend): Options = O\n"
+    store = "from overlaynet.stores.memory import MemoryStore\nclass Y(MemoryStore): Options = O\n"
+    groups = f"[overlaynet.backends]\nx = {module}:X\n[overlaynet.stores]\nx = {module}:Y\n"
+    install("acme", "1.2", groups, module, source + backend + store)
+    Plugins().driver("store", "x")
+    with pytest.raises(PluginError) as caught:
+        Plugins().driver("backend", "x")
+    assert str(caught.value) == (
+        f"overlaynet.backends: x = {module}:X (acme 1.2): option Type could never be given, "
+        "as Type in the network document names the backend; rename it"
+    )
+
+
 @pytest.mark.parametrize("axis", ["backend", "router"])
 def test_each_axis_names_its_own_contract(install: Install, axis: str) -> None:
     base = axis.capitalize()
@@ -127,7 +198,7 @@ def test_a_module_that_ends_the_process_is_broken_as_others_are(install: Install
 
 def test_an_entry_point_that_no_distribution_owns_is_named_as_far_as_it_goes() -> None:
     with pytest.raises(PluginError) as caught:
-        load_driver("store", EntryPoint("x", "acme_gone:X", "overlaynet.stores"))
+        load_driver("store", EntryPoint("x", "acme_gone:X", "overlaynet.stores"), ())
     assert str(caught.value) == (
         "overlaynet.stores: x = acme_gone:X (unknown distribution) failed to import: "
         "ModuleNotFoundError(\"No module named 'acme_gone'\"); repair or uninstall unknown distribution"
@@ -185,6 +256,11 @@ def written(source: str) -> types.ModuleType:
             "@hookimpl(specname='overlaynet_raedy')\ndef on_ready(): pass\n",
             "there is no hook 'overlaynet_raedy'; did you mean 'overlaynet_ready'?",
         ),
+        (
+            "import functools\noverlaynet_ready = hookimpl(functools.partial(print))\n",
+            "overlaynet_ready is marked with overlaynet.api.hookimpl, but is no function (partial), "
+            "so it would never be called; write one that calls it",
+        ),
     ],
 )
 def test_hooks_that_cannot_be(source: str, problem: str) -> None:
@@ -215,7 +291,7 @@ def test_what_a_plugin_gives_for_a_driver_is_checked_as_an_entry_point_is() -> N
         plugins.driver("backend", "x")
     assert str(caught.value) == (
         f"backend 'x' of plugin answering is <class '{__name__}.Newer'>, not a subclass of "
-        "overlaynet.api.Backend; derive it from that, or name another object in the entry point"
+        "overlaynet.api.Backend; derive it from that, or have overlaynet_driver return another class, or None"
     )
 
 
@@ -235,21 +311,40 @@ def test_a_command_that_is_taken_names_by_whom() -> None:
         assert str(caught.value) == f"{origin} has added a command 'hello' already; choose another name"
 
 
+ANYTHING = "\0"
+"""Stands for a value in a text."""
+
+
 def texts(tree: ast.AST) -> Iterator[str]:
-    """The texts in a module's code, but for its docstrings; of an f-string, what stands between its values."""
-    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    """The texts in a module's code, but for its docstrings; in the place of each value of an f-string, :data:`ANYTHING`."""
+    left_out = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+        if isinstance(node, ast.JoinedStr) and id(node) not in left_out:
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else ANYTHING for part in node.values)
+            left_out |= {id(part) for part in node.values}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
             yield node.value
 
 
-def test_no_message_of_the_loader_is_without_a_test_of_its_text() -> None:
-    tested = "\n".join(
-        text
-        for file in Path(__file__).parent.glob("test_*.py")
-        for text in texts(ast.parse(file.read_text(encoding="utf-8")))
-    )
-    for module in (catalogue_module, commands_module, entry_points_module, hooks_module, plugins_module):
-        for text in texts(ast.parse(inspect.getsource(module))):
-            if len(text.split()) > 2:
-                assert text.strip() in tested, f"{module.__name__}: {text!r}"
+MODULES = (
+    catalogue_module,
+    checks_module,
+    commands_module,
+    entry_points_module,
+    hooks_module,
+    options_module,
+    plugins_module,
+)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_no_message_of_the_loader_is_without_a_test_of_its_text(module: types.ModuleType) -> None:
+    here = Path(__file__).parent
+    files = [*here.glob("test_*.py"), here.parent / "unit" / "test_options.py"]
+    tested = [text for file in files for text in texts(ast.parse(file.read_text(encoding="utf-8")))]
+    for text in texts(ast.parse(inspect.getsource(module))):
+        if len(text.replace(ANYTHING, "").split()) > 2:
+            whole = re.compile(".*".join(map(re.escape, text.strip(f"{ANYTHING}: ").split(ANYTHING))), re.DOTALL)
+            assert any(map(whole.search, tested)), (
+                f"no single text of a test has all of {text.replace(ANYTHING, '…')!r}"
+            )

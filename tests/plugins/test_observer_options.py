@@ -47,7 +47,7 @@ def problem_of(install: Install, old: str, new: str) -> str:
     install("aviary", "1.2", "[overlaynet.plugins]\nbird = aviary_bird:Bird\n", "aviary_bird", source)
     (entry,) = entry_points(group="overlaynet.plugins", name="bird")
     with pytest.raises(PluginError) as caught:
-        Plugins().load_observer(entry)
+        Plugins().load_observer(entry, [entry])
     who = "overlaynet.plugins: bird = aviary_bird:Bird (aviary 1.2)"
     assert str(caught.value).startswith(who)
     return str(caught.value).removeprefix(who)
@@ -96,6 +96,40 @@ def test_a_module_has_no_options(install: Install) -> None:
 def test_one_that_cannot_be_made_is_broken(install: Install) -> None:
     problem = problem_of(install, "'''Sings.'''", "def __init__(self, options): raise OSError('no voice')")
     assert problem == " could not be made: OSError('no voice'); repair or uninstall it"
+
+
+def test_defaults_that_its_class_refuses_are_the_observers_fault(install: Install) -> None:
+    refusal = "    def __attrs_post_init__(self): raise ValueError('Colour and Size do not go together')\n"
+    problem = problem_of(install, "\nclass Bird", f"{refusal}\nclass Bird")
+    assert problem == " refuses its own defaults: plugin bird: Colour and Size do not go together"
+
+
+def test_an_instance_in_an_entry_point_is_told_to_name_the_class(install: Install) -> None:
+    source = f"{OBSERVER}\nbird = Bird(Options())\n"
+    install("aviary", "1.2", "[overlaynet.plugins]\nbird = aviary_bird:bird\n", "aviary_bird", source)
+    (entry,) = entry_points(group="overlaynet.plugins", name="bird")
+    for given in (None, {"size": "3"}):
+        with pytest.raises(PluginError) as caught:
+            Plugins().load_observer(entry, [entry], given)
+        assert str(caught.value) == (
+            "overlaynet.plugins: bird = aviary_bird:bird (aviary 1.2) is an instance of Bird; name the class itself in the "
+            "entry point, and overlaynet makes one with the options that are given"
+        )
+
+
+@pytest.mark.usefixtures("bird")
+@pytest.mark.parametrize("action", [["doctor"], ["show", "bird"], ["list"]])
+def test_they_are_looked_at_with_the_options_that_are_configured(
+    action: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OVERLAYNET_PLUGIN_OPTION", "bird.Size=10")
+    assert main(["plugins", *action]) == 1
+    assert "plugin bird: option Size must be between 1 and 9, not 10\n" in capsys.readouterr().out
+    monkeypatch.setenv("OVERLAYNET_PLUGIN_OPTION", "brid.Size=1")
+    assert main(["plugins", *action]) == 2
+    assert capsys.readouterr().err == (
+        "overlaynet: --plugin-option: there is no plugin 'brid'; did you mean 'bird'? (installed: bird)\n"
+    )
 
 
 def test_every_option_has_a_default(install: Install) -> None:

@@ -246,7 +246,8 @@ def test_bad_flags_of_run_are_one_sentence(tmp_path: Path, arguments: list[str],
 def stored_lease(directory: Path, subnet: str, ttl: float, **lease: Any) -> Lease:
     """Write a lease into the file store."""
     covered = Subnets(IPv4Network(subnet))
-    written = attrs.evolve(Lease(covered, IPv4Address("192.0.2.1"), node="b", run="1"), **lease)
+    of_a_day = Lease(covered, IPv4Address("192.0.2.1"), node="b", run="1", renewal_margin=3600)
+    written = attrs.evolve(of_a_day, **lease)
     change_store(directory, lambda table: table.create(lease_key(covered), encode_lease(written), ttl))
     return written
 
@@ -359,7 +360,7 @@ def test_reserve_needs_the_network_document(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_lease_that_is_overdue_is_released(with_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored_lease(with_network, "10.244.7.0/24", 3500)
+    stored_lease(with_network, "10.244.7.0/24", 2690)
     assert main(["release", "10.244.7.0/24", *store(with_network)]) == 0
     assert capsys.readouterr().out == "released: the lease on 10.244.7.0/24 of node b at 192.0.2.1\n"
     assert listed(with_network, capsys)["leases"] == []
@@ -371,9 +372,8 @@ def test_a_lease_that_may_be_a_live_nodes_is_released_by_force_only(
     stored_lease(with_network, "10.244.7.0/24", 86_400 - 3600 - 1800)
     assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
     assert re.fullmatch(
-        r"overlaynet: the lease on 10\.244\.7\.0/24 of node b at 192\.0\.2\.1 was renewed 1 h (29|30|31) min ago, and is to be "
-        r"renewed again only in 21 h (29|30) min: its node may be alive; stop it, or make sure that it is gone, and use "
-        r"--force\n",
+        r"overlaynet: the lease on 10\.244\.7\.0/24 of node b at 192\.0\.2\.1 is to be renewed only in 21 h (29|30) min: its "
+        r"node may be alive; stop it, or make sure that it is gone, and use --force\n",
         capsys.readouterr().err,
     )
     assert len(listed(with_network, capsys)["leases"]) == 1
@@ -381,16 +381,61 @@ def test_a_lease_that_may_be_a_live_nodes_is_released_by_force_only(
     assert listed(with_network, capsys)["leases"] == []
 
 
-def test_flannels_leases_are_judged_by_flannels_lifetime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["network", "set", "--network", "10.244.0.0/16", "--lease-ttl", "60", *store(tmp_path)]) == 0
-    stored_lease(tmp_path, "10.244.7.0/24", 3700, node="", run="")
-    capsys.readouterr()
-    assert main(["release", "10.244.7.0/24", *store(tmp_path)]) == 1
-    assert "of a node at 192.0.2.1 was renewed 22 h 58 min ago" in capsys.readouterr().err
-    stored_lease(tmp_path, "10.244.8.0/24", 39)
-    assert main(["release", "10.244.8.0/24", *store(tmp_path)]) == 0
-    stored_lease(tmp_path, "10.244.9.0/24", 50)
-    assert main(["release", "10.244.9.0/24", *store(tmp_path)]) == 1
+def test_a_lease_that_is_about_to_be_renewed_is_not_overdue_yet(
+    with_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its node may be waiting for an answer of the store at this very moment."""
+    stored_lease(with_network, "10.244.7.0/24", 2800)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert "is being renewed about now: its node may be alive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("margin", "left", "lifetime_now", "overdue"),
+    [
+        (3600, 2690, "60", True),  # what the node was started with counts, not what the document has come to say since
+        (3600, 2690, "864000", True),
+        (3600, 3700, "60", False),
+        (40, 29, "86400", True),
+        (40, 45, "86400", False),  # by the document, and by the margin that is set where nothing is said, it would be
+        (40, 31, "86400", False),
+    ],
+)
+def test_whether_a_lease_is_overdue_its_own_node_has_said(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    margin: int,
+    left: float,
+    lifetime_now: str,
+    overdue: bool,
+) -> None:
+    assert main(["network", "set", "--network", "10.244.0.0/16", "--lease-ttl", lifetime_now, *store(tmp_path)]) == 0
+    stored_lease(tmp_path, "10.244.7.0/24", left, renewal_margin=margin)
+    for minutes in ("1", "1439"):
+        monkeypatch.setenv("OVERLAYNET_SUBNET_LEASE_RENEW_MARGIN", minutes)
+        if overdue:
+            monkeypatch.setattr(TableStore, "remove", _refuse)
+        assert main(["release", "10.244.7.0/24", *store(tmp_path)]) == 1
+        assert ("at this very moment" if overdue else "its node may be alive") in capsys.readouterr().err
+
+
+async def _refuse(*_: object) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("of", [{"node": "", "run": ""}, {}], ids=["flannel's", "an older version's"])
+def test_a_lease_that_does_not_say_when_it_is_renewed_is_released_by_force_only(
+    with_network: Path, capsys: pytest.CaptureFixture[str], of: dict[str, Any]
+) -> None:
+    stored_lease(with_network, "10.244.7.0/24", 20, renewal_margin=None, **of)
+    assert main(["release", "10.244.7.0/24", *store(with_network)]) == 1
+    assert (
+        "at 192.0.2.1 does not say when it is to be renewed, so nobody can tell whether its node is alive; if it is not, use "
+        "--force\n"
+    ) in capsys.readouterr().err
+    assert main(["release", "10.244.7.0/24", "--force", *store(with_network)]) == 0
 
 
 def test_a_lease_without_an_end_is_released_by_force_only(

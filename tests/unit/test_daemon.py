@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -26,14 +26,28 @@ from overlaynet.errors import (
     StoreUnavailable,
     UnderlayError,
 )
+from overlaynet.health import REMINDER
 from overlaynet.hookspecs import hookimpl
-from overlaynet.model import Device, Lease, LeaseData, Peer, Reservation, Route, Snapshot, Subnets, Underlay
+from overlaynet.lease_keeping import RELEASE_TIMEOUT
+from overlaynet.model import (
+    Device,
+    Lease,
+    LeaseData,
+    LeaseRequest,
+    Peer,
+    Reservation,
+    Route,
+    Snapshot,
+    Subnets,
+    Underlay,
+)
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
 from overlaynet.settings import Settings
 from overlaynet.stores.memory import MemoryStore, MemoryTable
 from overlaynet.table import Record
+from overlaynet.testing.clock import VirtualClockLoop
 from overlaynet.testing.fakes import FakeBackend, FakeDrivers, fake_underlay
 
 pytestmark = pytest.mark.anyio
@@ -347,6 +361,59 @@ async def test_release_on_stop_gives_the_lease_back(lab: Lab) -> None:
     assert (await MemoryStore(table=lab.table).leases()).leases == ()
 
 
+class SlowClaims(MemoryStore):
+    """A store whose claims take effect, and are answered, some time after they were asked for, whoever waits for them."""
+
+    def __init__(self, lab: Lab, seconds: float, failures: int = 0) -> None:
+        super().__init__(table=lab.table)
+        self._seconds = seconds
+        self._failures = failures
+        self._claims: set[asyncio.Task[Lease]] = set()
+        self.asked = False
+
+    async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        self.asked = True
+        claim = asyncio.create_task(self._acquire(network, request))
+        self._claims.add(claim)
+        lease = await asyncio.shield(claim)
+        if self._failures:
+            self._failures -= 1
+            raise StoreUnavailable("the answer was lost")
+        return lease
+
+    async def _acquire(self, network: Network, request: LeaseRequest) -> Lease:
+        await asyncio.sleep(self._seconds)
+        return await super().acquire(network, request)
+
+
+@pytest.mark.parametrize("failures", [0, 1], ids=["answered", "answer lost"])
+async def test_a_stop_in_the_middle_of_a_claim_gives_the_lease_back(lab: Lab, failures: int) -> None:
+    store = SlowClaims(lab, 5, failures)
+    node = lab.start(store=store, release_on_stop=True)
+    await until(lambda: store.asked)
+    await asyncio.sleep(1)
+    await node.stop()
+    assert not node.drivers.routers, "nothing begins any more"
+    await asyncio.sleep(60)
+    assert (await MemoryStore(table=lab.table).leases()).leases == ()
+
+
+async def test_a_stop_in_the_middle_of_a_claim_waits_for_nothing_if_the_lease_is_to_be_kept(lab: Lab) -> None:
+    store = SlowClaims(lab, 5)
+    node = lab.start(store=store)
+    await until(lambda: store.asked)
+    async with asyncio.timeout(1):
+        await node.stop()
+
+
+async def test_a_stop_in_the_middle_of_a_claim_does_not_wait_for_ever(lab: Lab) -> None:
+    store = SlowClaims(lab, DAY)
+    node = lab.start(store=store, release_on_stop=True)
+    await until(lambda: store.asked)
+    async with asyncio.timeout(RELEASE_TIMEOUT + 1):
+        await node.stop()
+
+
 async def test_a_crash_never_releases_the_lease(lab: Lab) -> None:
     node = lab.start(release_on_stop=True)
     await node.ready()
@@ -601,6 +668,31 @@ async def test_a_device_that_is_lost_is_reported_and_tried_again_until_it_is_bac
     assert not a.task.done()
 
 
+async def test_peers_come_and_go_also_while_a_part_of_the_backend_cannot_be_mended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a device for each IP version, of which one is lost."""
+
+    def routes(self: FakeBackend, peers: Sequence[Peer]) -> list[Route]:
+        return [Route(subnet, device="overlay0") for peer in peers for subnet in peer.subnets]
+
+    monkeypatch.setattr(FakeBackend, "routes", routes)
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164", release_on_stop=True)
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    a.backend.lose("the device overlay0-v6 is gone")
+    await until(lambda: a.daemon.status()["problems"] != {})
+    c = lab.start("c", "172.16.130.166")
+    await c.ready()
+    await b.stop()
+    expected = {Route(subnet, device="overlay0") for subnet in c.lease.subnets}
+    await until(lambda: a.routes == {Route(OVERLAY, kind="unreachable")} | expected, seconds=60)
+    assert a.daemon.status()["problems"] == {"backend": "the device overlay0-v6 is gone"}
+    added, removed = f"added {c.lease.subnets} via 172.16.130.166", f"removed {b.lease.subnets} via 172.16.130.164"
+    await asyncio.sleep(3600)
+    assert (a.observer.events.count(added), a.observer.events.count(removed)) == (1, 1)
+
+
 async def test_a_device_that_is_lost_before_the_store_answers_is_mended_too(tmp_path: Path) -> None:
     table = UnreliableTable()
     async with _lab(tmp_path) as lab:
@@ -828,7 +920,9 @@ async def test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recove
     assert a.observer.events.count("recovered") == 1
 
 
-async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back(lab: Lab) -> None:
+async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     table = UnreliableTable()
     table._content = lab.table._content
     a, b = lab.start("a", store=UnreliableStore(table)), lab.start("b", "172.16.130.164")
@@ -840,9 +934,16 @@ async def test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_sub
     assert len(a.backend.peers) == 1
     await asyncio.sleep(121)
     assert not a.backend.peers
+    caplog.clear()
+    await asyncio.sleep(3600)
+    told: list[Any] = [record for record in caplog.records if getattr(record, "fields", {}).get("part") == "lease"]
+    assert {record.fields["reason"] for record in told} == {
+        "it has expired, and no packets are carried; it cannot be renewed: etcd does not answer"
+    }
+    assert len(told) <= 3600 / REMINDER + 1
     table.fail(None)
     await until(lambda: len(a.backend.peers) == 1)
-    assert a.daemon.status()["problems"] == {}
+    await until(lambda: a.daemon.status()["problems"] == {}, seconds=WATCH_AGAIN + 2)
     assert {lease.node for lease in (await MemoryStore(table=lab.table).leases()).leases} == {"a", "b"}
 
 
@@ -858,6 +959,102 @@ async def test_a_node_cut_off_beyond_its_lease_yields_to_the_one_that_holds_it_n
     table.fail(None)
     with pytest.raises(LeaseLost, match="was taken by node heir"):
         await a.task
+
+
+class NotedStore(UnreliableStore):
+    """An unreliable store on a lab's records that knows when each renewal was tried."""
+
+    def __init__(self, lab: Lab) -> None:
+        table = UnreliableTable()
+        table._content = lab.table._content
+        super().__init__(table)
+        self.fail = table.fail
+        self.tries: list[float] = []
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        self.tries.append(asyncio.get_running_loop().time())
+        return await super().renew(network, lease)
+
+    async def until_the_next_try_is_far(self) -> None:
+        self.tries.clear()
+        await until(lambda: len(self.tries) > 2 and self.tries[-1] - self.tries[-2] > 45, seconds=1000)
+
+
+WATCH_AGAIN = 15 * 1.2
+"""Seconds within which a watch that has ended is begun anew."""
+
+
+async def test_a_subnet_that_another_node_got_in_an_outage_is_given_up_as_soon_as_the_store_is_watched(
+    lab: Lab,
+) -> None:
+    """The store was restored from an old copy, say; this node's own lease would last for a day yet."""
+    store = NotedStore(lab)
+    a = lab.start("a", store=store)
+    await a.ready()
+    store.fail(StoreUnavailable("etcd does not answer"))
+    a.host.move("172.16.130.141")
+    await store.until_the_next_try_is_far()
+    await take(lab, a, "heir")
+    store.fail(None)
+    await asyncio.wait({a.task}, timeout=WATCH_AGAIN + 2)
+    with pytest.raises(LeaseLost, match="was taken by node heir"):
+        a.task.result()
+
+
+async def test_after_its_lease_has_expired_a_node_carries_again_as_soon_as_the_store_is_watched(lab: Lab) -> None:
+    store = NotedStore(lab)
+    a, b = lab.start("a", store=store), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    store.fail(StoreUnavailable("etcd does not answer"))
+    await asyncio.sleep(DAY + 1)
+    assert not a.backend.peers
+    await store.until_the_next_try_is_far()
+    store.fail(None)
+    await until(lambda: len(a.backend.peers) == 1, seconds=WATCH_AGAIN + 2)
+    assert not b.task.done()
+
+
+async def test_a_node_that_slept_beyond_its_lease_carries_nothing_until_it_has_it_back(lab: Lab) -> None:
+    table = UnreliableTable()
+    table._content = lab.table._content
+    a, b = lab.start("a", store=UnreliableStore(table)), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await b.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    table.error = StoreUnavailable("etcd does not answer")  # the watch, as after a sleep, does not know yet
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    loop.suspend(DAY - 10)
+    await asyncio.sleep(1)
+    assert len(a.backend.peers) == 1
+    loop.suspend(10)
+    await asyncio.sleep(0.001)
+    assert not a.backend.peers
+    assert a.daemon.status()["lease_seconds_left"] == 0
+    table.error = None
+    await until(lambda: len(a.backend.peers) == 1, seconds=WATCH_AGAIN + 2)
+    assert a.daemon.status()["problems"] == {}
+
+
+async def test_a_node_that_slept_while_another_one_took_its_subnet_gives_it_up_on_waking(lab: Lab) -> None:
+    a, b = lab.start("a"), lab.start("b", "172.16.130.164")
+    await a.ready()
+    await until(lambda: len(a.backend.peers) == 1)
+    record = await lab.table.get(lease_key(a.lease.subnets))
+    assert record is not None
+    heir = attrs.evolve(a.lease, node="heir", run="9", public_ipv4=IPv4Address("172.16.130.9"))
+    lab.table._content.entries[record.key] = attrs.evolve(
+        lab.table._content.entries[record.key], value=encode_lease(heir), version="99"
+    )  # no watch tells of it: its connection died meanwhile
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    loop.suspend(2 * DAY)
+    await asyncio.sleep(1)
+    assert a.backend.closed
+    with pytest.raises(LeaseLost, match="was taken by node heir"):
+        await a.task
+    assert not b.task.done()
 
 
 async def test_records_that_cannot_be_peers_are_reported_once_and_skipped(
@@ -1147,3 +1344,20 @@ async def test_the_status_stays_short_whatever_the_store_holds(lab: Lab, caplog:
     skipped: list[Any] = [record for record in caplog.records if record.message == "lease record skipped"]
     assert len(skipped) == 300
     assert all(len(record.fields["key"]) < 310 and record.fields["reason"].isprintable() for record in skipped)
+
+
+@pytest.mark.parametrize(("lifetime", "minutes", "margin"), [(DAY, 60, 3600), (DAY, 90, 5400), (60, 60, 40)])
+async def test_a_node_says_in_its_record_when_it_will_renew_it(
+    lab: Lab, lifetime: float, minutes: int, margin: float
+) -> None:
+    await lab.write_document(json.dumps(json.loads(DOCUMENT) | {"LeaseTTL": lifetime}))
+    node = lab.start(subnet_lease_renew_margin=minutes)
+    await node.ready()
+    for _ in range(2):
+        (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+        assert lease.renewal_margin == margin
+        await asyncio.sleep(lifetime - margin + 1)
+    await lab.write_document(DOCUMENT)
+    await asyncio.sleep(lifetime)
+    (lease,) = (await MemoryStore(table=lab.table).leases()).leases
+    assert lease.renewal_margin == margin, "it goes on as it began, whatever the document says by now"

@@ -1,27 +1,138 @@
 """The documentation says what the code does."""
 
+import argparse
+import importlib
 import importlib.util
 import inspect
+import itertools
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import attrs
 import pytest
 
 from overlaynet import api, config, hookspecs, testing
+from overlaynet.cli import BUILT_IN
+from overlaynet.commands import Command, Commands
 from overlaynet.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_reference_is_up_to_date() -> None:
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """What makes the reference."""
     path = ROOT / "docs" / "make_reference.py"
     spec = importlib.util.spec_from_file_location("make_reference", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "reference.md").read_text() == module.render(), "run: python docs/make_reference.py"
+    return module
+
+
+def test_the_reference_is_up_to_date(reference: ModuleType) -> None:
+    assert (ROOT / "docs" / "reference.md").read_text() == reference.render(), "run: python docs/make_reference.py"
+
+
+class Mute:
+    """A class, of which not all is explained."""
+
+    def __init__(self, given: int) -> None:
+        self.said = 1
+        """Explained."""
+        self._private = self.unsaid = given
+
+    def explained(self) -> None:
+        """Is explained."""
+
+
+class Deaf:
+    """Another."""
+
+    def unexplained(self) -> None: ...
+
+
+@attrs.frozen
+class Blank:
+    """A value."""
+
+    empty: int = 0
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--loud", action="store_true")
+
+
+def actions(parser: argparse.ArgumentParser) -> None:
+    parser.add_subparsers().add_parser("sing")
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        ("Mute.unsaid", lambda module: module.described("###", Mute)),
+        ("Deaf.unexplained", lambda module: module.described("###", Deaf)),
+        ("Deaf.unexplained", lambda module: module.contract_texts(Deaf)),
+        ("Blank.empty", lambda module: module.described("###", Blank)),
+        ("--loud of overlaynet bird", lambda module: of_command(module, flags)),
+        ("overlaynet bird sing", lambda module: of_command(module, actions)),
+    ],
+)
+def test_what_is_public_and_not_explained_is_named(
+    what: str, make: Callable[[ModuleType], Any], reference: ModuleType
+) -> None:
+    with pytest.raises(reference.Undocumented) as caught:
+        list(make(reference))
+    assert str(caught.value) == f"{what} is public, and nothing says what it is; write its docstring, or its help"
+
+
+def of_command(module: ModuleType, configure: Callable[[argparse.ArgumentParser], None]) -> Any:
+    parser = argparse.ArgumentParser(prog="overlaynet bird")
+    configure(parser)
+    return module.command(parser, "sing")
+
+
+def test_every_flag_of_every_command_has_a_place_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    for name in BUILT_IN:
+        parsers = [parser_of(name)]
+        for parser in parsers:
+            section = page.partition(f"\n### `{parser.prog}`\n")[2].partition("\n##")[0]
+            assert section, parser.prog
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                elif action.dest not in ("help", "config"):
+                    assert f"`{action.option_strings[0] if action.option_strings else action.metavar}" in (
+                        page if action.default == argparse.SUPPRESS else section
+                    ), (parser.prog, action)
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command, as the command line makes it."""
+    parser = argparse.ArgumentParser(prog=f"overlaynet {command}", allow_abbrev=False)
+    found = (
+        importlib.import_module(f"overlaynet.cli.{command}").COMMAND if command in BUILT_IN else of_examples(command)
+    )
+    found.configure(parser)
+    return parser
+
+
+def of_examples(name: str) -> Command:
+    """A command that an example package adds."""
+    commands = Commands()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "plugins-example" / "overlaynet-journal" / "src"))
+        journal = importlib.import_module("overlaynet_journal")
+        journal.Journal(journal.JournalOptions()).overlaynet_cli(commands)
+    command = commands.get(name)
+    assert command is not None, f"there is no command {name}"
+    return command
 
 
 def test_every_setting_and_hook_has_a_place_in_the_reference_and_a_sentence() -> None:
@@ -47,7 +158,7 @@ def test_all_that_the_api_offers_has_a_place_in_the_reference_and_a_sentence() -
             if (name.startswith("_") and not required) or isinstance(member, property) or kept:
                 continue
             start = rf"^#### `(async )?{cls.__name__}\.{name}"
-            end = r"\(.*\)`( \(optional\))?" if inspect.isfunction(member) else " = .*`"
+            end = r"\(.*\).*`( \(optional\))?" if inspect.isfunction(member) else " = .*`"
             assert re.search(rf"{start}{end}\n\n[A-Z]", page, re.MULTILINE), f"{cls.__name__}.{name}"
     for value in (getattr(api, name) for name in api.__all__):
         if isinstance(value, type) and attrs.has(value):
@@ -63,16 +174,11 @@ def test_all_that_the_testing_kit_offers_has_a_place_in_the_reference_and_a_sent
         if name == "VIRTUAL_CLOCK":
             assert f"`{name}`" in page or name in (ROOT / "docs" / "how-to.md").read_text()
             continue
-        assert f"### `{name}`" in page
+        assert re.search(rf"^### `{name}\b.*`$", page, re.MULTILINE), name
         assert inspect.getdoc(member)
         for attribute in vars(member):
             if attribute.startswith("test_"):
                 assert f"`{attribute}`" in page
-    for cls in (testing.Network, testing.Node):
-        for attribute, value in vars(cls).items():
-            if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
-                assert re.search(rf"^- `(await )?{attribute}[`(]", page, re.MULTILINE), attribute
-                assert inspect.getdoc(value), attribute
     for suite in (
         testing.BackendConformance,
         testing.RouterConformance,
@@ -83,7 +189,10 @@ def test_all_that_the_testing_kit_offers_has_a_place_in_the_reference_and_a_sent
             assert f"| `{capability}` |" in page
 
 
-@pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+PAGES = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", *sorted(ROOT.glob("plugins-example/*/README.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
     headings = {}
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -101,19 +210,49 @@ def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
             assert anchor in headings[file], target
 
 
-def test_every_command_line_in_the_documentation_is_one_that_exists() -> None:
-    from overlaynet.cli import BUILT_IN  # noqa: PLC0415 - beside its only use
+COMMAND = re.compile(r"(?:\$ |sudo |until |ip netns exec \S+ )*(?:[\w./-]*/)?overlaynet ([a-z-].*)")
 
-    flags = {config.flag_name(field) for field in attrs.fields(Settings)}
-    flags |= {f"--no-{flag[2:]}" for flag in flags}
-    for page in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]:
-        for line in re.findall(r"^(?:    |\$ )+(?:sudo )?overlaynet ([a-z].*)$", page.read_text(), re.MULTILINE):
-            words = line.split()
-            assert words[0] in BUILT_IN, f"{page.name}: {line}"
-            if words[0] == "run":
-                for word in words[1:]:
-                    if word.startswith("--"):
-                        assert word.split("=")[0] in flags | {"--config", "--print-config"}, f"{page.name}: {line}"
+
+def command_lines(page: Path) -> list[str]:
+    """What follows ``overlaynet`` in the commands of a page: in blocks of a shell, and in lines that are indented as code."""
+    lines, language = [], None
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        if line.strip().startswith("```"):
+            language = line.strip()[3:] or "text" if language is None else None
+        elif language in ("bash", "console", "sh") or (language is None and line.startswith("    ")):
+            found = COMMAND.fullmatch(line.strip())
+            lines += [] if found is None else [found[1]]
+    return lines
+
+
+def words_of(line: str) -> list[str]:
+    """The arguments, up to where the shell's business begins."""
+    reader = shlex.shlex(line, posix=True, punctuation_chars=True)
+    reader.whitespace_split = True
+    words = list(itertools.takewhile(lambda word: not set(word) <= set(";&|<>()"), reader))
+    return words[:-1] if words[-1] in ("1", "2") else words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_line_in_the_documentation_is_one_that_the_command_takes(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in command_lines(page):
+        name, *words = words_of(line)
+        status = 0
+        try:
+            parser_of(name).parse_args(words)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        assert status == 0, f"{page.name}: {line}: {capsys.readouterr().err}"
+
+
+def test_the_commands_of_the_documentation_are_found() -> None:
+    found = {str(page.relative_to(ROOT)): [words_of(line) for line in command_lines(page)] for page in PAGES}
+    assert ["plugins", "doctor"] in found["docs/how-to.md"]
+    assert ["status", "--status-socket", "$host.sock"] in found["docs/tutorial-backend.md"]
+    assert ["history", "--since", "2h"] in found["plugins-example/overlaynet-journal/README.md"]
+    assert sum(map(len, found.values())) > 50
 
 
 def test_every_test_that_a_law_names_exists() -> None:

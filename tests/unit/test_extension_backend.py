@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from overlaynet import network as documents
 from overlaynet import options
-from overlaynet.backends import _command
+from overlaynet.backends import _command, extension
 from overlaynet.backends._command import CommandFailed, check_command, expand, run
 from overlaynet.backends.alloc import AllocBackend, AllocOptions
 from overlaynet.backends.extension import ExtensionBackend, ExtensionOptions
@@ -174,6 +175,122 @@ async def test_a_peers_command_that_fails_keeps_no_other_from_running_and_is_tri
     await made.set_peers(peers)
     assert made.status() == {"complete": 2, "failures": {}}
     assert journal.read_text().split() == ["10.244.3.0/24", "10.244.2.0/24"]
+
+
+async def test_what_a_peer_publishes_that_is_no_text_fails_for_that_peer_alone(make: Making, journal: Path) -> None:
+    """A lone surrogate is valid JSON, and no text."""
+    made = await started(make())
+    journal.write_text("")
+    await made.set_peers([peer(2, "\ud800"), peer(3)])
+    reason = "SubnetAddCommand: 'sh' cannot be run: its standard input is to have '\\ud800', which is no character"
+    assert made.status() == {"complete": 1, "failures": {"10.244.2.0/24": reason}}
+    await made.aclose()
+    assert journal.read_text().splitlines() == [
+        "SubnetAddCommand 10.244.3.0/24 192.0.2.3 []",
+        "SubnetRemoveCommand 10.244.3.0/24 []",
+        "ShutdownCommand 10.244.1.0/24 192.0.2.1 []",
+    ]
+    await started(make())  # the name was given up
+
+
+async def test_where_no_file_can_be_made_each_command_fails_for_itself_and_all_goes_on_later(
+    make: Making, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await started(make())
+    journal.write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", "/nonexistent")
+        await made.set_peers([peer(2), peer(3)])
+    assert made.status() == {
+        "complete": 0,
+        "failures": {
+            f"10.244.{number}.0/24": "SubnetAddCommand: 'sh' cannot be run: No such file or directory"
+            for number in (2, 3)
+        },
+    }
+    await made.set_peers([peer(2), peer(3)])
+    assert made.status() == {"complete": 2, "failures": {}}
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", "/nonexistent")
+        await made.aclose()
+    await started(make())  # the name was given up all the same
+
+
+async def test_slow_commands_do_not_hold_the_node_up_and_all_get_their_turn(
+    make: Making, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round has time for one command here; those that fail let the others go first."""
+    monkeypatch.setattr(extension, "ROUND", 0.0)
+    script = f'echo "$1" >> {journal}; test "$1" != 10.244.2.0/24'
+    made = await started(make(SubnetAddCommand=f"sh -c {shlex.quote(script)} sh $SUBNET"))
+    journal.write_text("")
+    peers = [peer(2), peer(3), peer(4)]
+    for _ in range(2):
+        await made.set_peers(peers)
+        async with asyncio.timeout(10):
+            await made.changed()
+    await made.set_peers(peers)
+    waiting = asyncio.create_task(made.changed())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "what has failed is for the next audit"
+    waiting.cancel()
+    await made.set_peers(peers)
+    assert journal.read_text().split() == ["10.244.2.0/24", "10.244.3.0/24", "10.244.4.0/24", "10.244.2.0/24"]
+
+
+async def test_a_peer_that_cannot_be_taken_away_keeps_no_other_from_its_turn(
+    make: Making, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension, "ROUND", 0.0)
+    made = await started(make(SubnetRemoveCommand="false"))
+    await made.set_peers([peer(2)])
+    for _ in range(2):
+        await made.set_peers([peer(3)])
+    assert made.status()["complete"] == 1
+    assert journal.read_text().splitlines()[-1] == "SubnetAddCommand 10.244.3.0/24 192.0.2.3 []"
+
+
+async def test_peers_are_taken_away_before_any_is_added(
+    make: Making, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await started(make())
+    await made.set_peers([peer(2), peer(3)])
+    journal.write_text("")
+    monkeypatch.setattr(extension, "ROUND", 0.0)
+    for _ in range(3):
+        await made.set_peers([peer(4)])
+    assert journal.read_text().splitlines() == [
+        "SubnetRemoveCommand 10.244.2.0/24 []",
+        "SubnetRemoveCommand 10.244.3.0/24 []",
+        "SubnetAddCommand 10.244.4.0/24 192.0.2.4 []",
+    ]
+
+
+async def test_the_end_waits_for_no_command_for_long_and_shutdown_is_run(
+    make: Making, journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await started(make(SubnetRemoveCommand="sleep 300", Timeout=300))
+    await made.set_peers([peer(number) for number in range(2, 102)])
+    journal.write_text("")
+    monkeypatch.setattr(extension, "AT_THE_END", 0.5)
+    async with asyncio.timeout(60):
+        await made.aclose()
+    assert journal.read_text() == "ShutdownCommand 10.244.1.0/24 192.0.2.1 []\n"
+    (left,) = [record for record in caplog.records if record.message == "no time left to remove peers"]
+    assert left.__dict__["fields"]["peers"] == 99
+    await started(make())
+
+
+async def test_a_shutdown_command_that_hangs_is_ended(
+    make: Making, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(extension, "AT_THE_END", 0.5)
+    made = await started(make(ShutdownCommand="sleep 300", Timeout=300))
+    async with asyncio.timeout(60):
+        await made.aclose()
+    assert [record.__dict__["fields"]["reason"] for record in caplog.records if record.levelname == "WARNING"] == [
+        "'sleep' took more than 0.5 seconds, and said nothing"
+    ]
 
 
 async def test_a_peer_that_cannot_be_removed_is_tried_again_before_it_is_added_anew(

@@ -2,20 +2,25 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any, cast
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlaynet.errors import IdentityTaken, LeaseLost
-from overlaynet.health import Health
-from overlaynet.lease_keeping import LeaseKeeper, release, renewal_margin
-from overlaynet.model import Lease, LeaseRequest, Reservation
+from overlaynet import boot_clock
+from overlaynet.errors import IdentityTaken, LeaseLost, StoreUnavailable
+from overlaynet.health import REMINDER, Health
+from overlaynet.lease_keeping import RELEASE_TIMEOUT, LeaseKeeper, release, renewal_margin
+from overlaynet.model import Lease, LeaseRequest, Reservation, Snapshot
 from overlaynet.network import DEFAULT_LEASE_TTL, MINIMUM_LEASE_TTL, Network, parse
 from overlaynet.plugins import Plugins
 from overlaynet.stores.memory import MemoryStore
+from overlaynet.testing.clock import VirtualClockLoop
 from overlaynet.testing.fakes import fake_underlay
 
 pytestmark = pytest.mark.anyio
@@ -52,17 +57,19 @@ def test_a_lease_is_never_renewed_all_the_time_and_never_at_its_very_end(ttl: fl
     assert ttl - margin >= ttl / 3 - 1e-6
 
 
-async def keeper(store: MemoryStore, lease: Lease, ttl: float, minutes: int = 60) -> LeaseKeeper:
+async def keeper(
+    store: MemoryStore, lease: Lease, ttl: float, minutes: int = 60, changed: Callable[[], None] = lambda: None
+) -> LeaseKeeper:
     plugins = Plugins()
     return LeaseKeeper(
         store,
         network(ttl),
         lease,
-        deadline=asyncio.get_running_loop().time() + ttl,
+        deadline=boot_clock.now() + ttl,
         margin=renewal_margin(ttl, minutes),
         health=Health(plugins),
         plugins=plugins,
-        changed=lambda: None,
+        changed=changed,
     )
 
 
@@ -141,6 +148,134 @@ async def test_a_look_that_finds_the_lease_in_place_renews_nothing() -> None:
     await asyncio.wait({task})
 
 
+class Failing(MemoryStore):
+    """Renews nothing as long as it is out of reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reachable = True
+        self.tries: list[float] = []
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        self.tries.append(asyncio.get_running_loop().time())
+        if not self.reachable:
+            raise StoreUnavailable("no answer")
+        return await super().renew(network, lease)
+
+    async def patient(self) -> None:
+        """Wait until the pauses between tries are as long as they get, and one has just begun."""
+        while len(self.tries) < 3 or self.tries[-1] - self.tries[-2] < 45:
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def kept_in_vain(ttl: float = 24 * HOUR) -> AsyncGenerator[tuple[Failing, LeaseKeeper], None]:
+    """A lease whose renewals have failed for long, and the next try is far away."""
+    store = Failing()
+    keeping = await keeper(store, await store.acquire(network(ttl), REQUEST), ttl)
+    store.reachable = False
+    task = asyncio.create_task(keeping.run())
+    keeping.look(Snapshot())
+    try:
+        await store.patient()
+        yield store, keeping
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_an_address_that_changes_between_two_tries_is_published_at_once() -> None:
+    async with kept_in_vain() as (store, keeping):
+        store.reachable = True
+        keeping.publish(fake_underlay("192.0.2.77"))
+        await asyncio.sleep(1.1)
+        (found,) = (await store.leases()).leases
+        assert found.public_ipv4 == IPv4Address("192.0.2.77")
+
+
+async def test_a_store_that_is_back_is_asked_at_once() -> None:
+    async with kept_in_vain() as (store, keeping):
+        begun = asyncio.get_running_loop().time()
+        store.reachable = True
+        keeping.try_again()
+        await asyncio.sleep(1.1)
+        assert keeping.deadline == pytest.approx(begun + 24 * HOUR, abs=1.1)
+        tries = len(store.tries)
+        keeping.try_again()
+        await asyncio.sleep(60)
+        assert len(store.tries) == tries, "there is nothing to try again"
+
+
+async def test_whatever_asks_for_renewals_there_is_one_a_second_at_most() -> None:
+    async with kept_in_vain() as (store, keeping):
+        for reachable in (False, True):
+            store.reachable = reachable
+            tries = len(store.tries)
+            for number in range(1000):
+                keeping.look(Snapshot())
+                keeping.try_again()
+                keeping.publish(fake_underlay(f"192.0.2.{number % 200 + 1}"))
+                await asyncio.sleep(0.01)
+            assert 9 <= len(store.tries) - tries <= 11
+
+
+async def test_the_end_of_a_lease_is_told_once_whatever_fails_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    async with kept_in_vain() as (_, keeping):
+        assert keeping._health.problems == {"lease": "it cannot be renewed: no answer"}
+        await asyncio.sleep(keeping.deadline - asyncio.get_running_loop().time() - 100)
+        caplog.clear()
+        await asyncio.sleep(1000)
+        reason = "it has expired, and no packets are carried; it cannot be renewed: no answer"
+        assert keeping._health.problems == {"lease": reason}
+        told = [record.fields["reason"] for record in cast("list[Any]", caplog.records)]
+        assert told.count(reason) <= 1000 / REMINDER + 1
+        assert told == sorted(told), "first the one reason, then the other, and never the first again"
+
+
+# A host that sleeps
+
+
+def loop() -> VirtualClockLoop:
+    running = asyncio.get_running_loop()
+    assert isinstance(running, VirtualClockLoop)
+    return running
+
+
+async def test_a_lease_that_ended_while_the_host_slept_is_known_to_have_and_renewed_on_waking() -> None:
+    store, changes = MemoryStore(), []
+    lease = await store.acquire(network(HOUR), REQUEST)
+    keeping = await keeper(store, lease, HOUR, changed=lambda: changes.append(keeping.expired))
+    task = asyncio.create_task(keeping.run())
+    await asyncio.sleep(1)
+    loop().suspend(2 * HOUR)
+    assert keeping.expired
+    await asyncio.sleep(0.01)
+    assert changes == [True, False], "it is told that it is over, and that it was renewed"
+    assert keeping.deadline == pytest.approx(boot_clock.now() + HOUR, abs=1)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_renewal_that_was_due_while_the_host_slept_is_made_on_waking() -> None:
+    store = MemoryStore()
+    lease = await store.acquire(network(24 * HOUR), REQUEST)
+    keeping = await keeper(store, lease, 24 * HOUR)
+    task = asyncio.create_task(keeping.run())
+    await asyncio.sleep(1)
+    loop().suspend(23.5 * HOUR)
+    assert not keeping.expired
+    await asyncio.sleep(0.01)
+    assert (await store.leases()).leases[0].version != lease.version
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def claimed(lease: Lease) -> "asyncio.Future[Lease]":
+    claim = asyncio.get_running_loop().create_future()
+    claim.set_result(lease)
+    return claim
+
+
 async def test_a_store_that_hangs_does_not_keep_a_node_from_stopping(caplog: pytest.LogCaptureFixture) -> None:
     class Hanging(MemoryStore):
         async def release(self, lease: Lease) -> None:
@@ -148,7 +283,25 @@ async def test_a_store_that_hangs_does_not_keep_a_node_from_stopping(caplog: pyt
 
     store = Hanging()
     lease = await store.acquire(network(60), REQUEST)
-    async with asyncio.timeout(6):
-        await release(store, lease)
+    async with asyncio.timeout(RELEASE_TIMEOUT + 1):
+        await release(store, claimed(lease))
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.message == "lease not released"
+
+
+async def test_a_release_is_tried_again_while_there_is_time(caplog: pytest.LogCaptureFixture) -> None:
+    class Late(MemoryStore):
+        async def release(self, lease: Lease) -> None:
+            if asyncio.get_running_loop().time() < begun + back_after:
+                raise StoreUnavailable("no leader")
+            await super().release(lease)
+
+    store = Late()
+    lease = await store.acquire(network(60), REQUEST)
+    begun, back_after = asyncio.get_running_loop().time(), 100
+    await release(store, claimed(lease))
+    assert [record.getMessage() for record in caplog.records] == ["lease not released"]
+    assert cast("Any", caplog.records[0]).fields["reason"] == "no leader"
+    begun, back_after = asyncio.get_running_loop().time(), 5
+    await release(store, claimed(lease))
+    assert (await store.leases()).leases == ()

@@ -552,14 +552,79 @@ async def test_a_lease_of_two_processes_with_one_identity_is_lost_to_the_first(s
     assert await store.renew(network(), second) == second
 
 
-async def test_a_lease_whose_record_was_damaged_is_lost(store: TableOf, table: Interrupted) -> None:
+DAMAGED = [b"", b"[]", b'{"PublicIP":"192.0', b'{"PublicIP":"a banana","Overlaynet":{"Node":"a","Run":"1"}}', b"\xff"]
+
+
+@pytest.mark.parametrize("value", DAMAGED)
+@pytest.mark.parametrize("ttl", [TTL, math.inf])
+async def test_a_damaged_record_is_written_over_by_its_own_node(
+    store: TableOf, table: Interrupted, caplog: pytest.LogCaptureFixture, value: bytes, ttl: float
+) -> None:
+    """Before, the lease was lost, and the node ended, although the record names no other owner, and none can have come."""
     lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
-    await put(table, "subnets/10.244.7.0-24", b"[]")
-    with pytest.raises(LeaseLost) as caught:
+    for _ in range(2):
+        await asyncio.sleep(TTL - 1)
+        await put(table, "subnets/10.244.7.0-24", value, ttl)
+        lease = await store.renew(network(), lease)
+    (listed,) = (await store.leases()).leases
+    assert (listed, listed.ttl) == (lease, TTL)
+    assert [record.getMessage() for record in caplog.records] == ["damaged record of the lease is written over"] * 2
+
+
+@pytest.mark.parametrize("value", DAMAGED)
+async def test_beyond_its_end_a_damaged_record_may_be_another_nodes_so_the_lease_is_lost(
+    store: TableOf, table: Interrupted, value: bytes
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await asyncio.sleep(TTL)
+    await TableOf(table).acquire(network(), request("b", address="192.0.2.2", previous="10.244.7.0/24"))
+    await put(table, "subnets/10.244.7.0-24", value, TTL)
+    with pytest.raises(LeaseLost, match=r"^the record of the lease on 10\.244\.7\.0/24 was overwritten: "):
         await store.renew(network(), lease)
-    assert str(caught.value) == (
-        "the record of the lease on 10.244.7.0/24 was overwritten: its value is not a JSON object"
-    )
+    assert (await table.list("subnets/"))["subnets/10.244.7.0-24"].value == value
+
+
+async def test_the_end_counts_that_was_promised_when_the_damaged_record_was_read(
+    store: TableOf, table: Interrupted
+) -> None:
+    """The answer is slow, and when it comes the promise is over; a claim may have come and been damaged meanwhile."""
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await asyncio.sleep(TTL - 5)
+    await put(table, "subnets/10.244.7.0-24", b"damaged", TTL)
+    table.before["replace"] = lambda: asyncio.sleep(10)
+    with pytest.raises(LeaseLost):
+        await store.renew(network(), lease)
+
+
+async def test_a_claim_between_the_look_at_a_damaged_record_and_the_write_wins(
+    store: TableOf, table: Interrupted
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await asyncio.sleep(TTL - 5)
+    await put(table, "subnets/10.244.7.0-24", b"damaged", 6)
+
+    async def claim_then() -> None:
+        async def claim() -> None:
+            await asyncio.sleep(10)
+            await put_flannel(table, "10.244.7.0/24", "192.0.2.2")
+
+        table.before["replace"] = claim
+
+    table.after["replace"] = claim_then  # the first one fails: the version is another
+    with pytest.raises(LeaseLost, match="was taken by node"):
+        await store.renew(network(), lease)
+
+
+async def test_a_process_that_was_not_granted_the_lease_writes_over_nothing_that_it_cannot_read(
+    store: TableOf, table: Interrupted
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await put(table, "subnets/10.244.7.0-24", b"[]", TTL)
+    for stranger in (lease, attrs.evolve(lease, run="2"), attrs.evolve(lease, node="b")):
+        with pytest.raises(LeaseLost):
+            await TableOf(table).renew(network(), stranger)
+    with pytest.raises(LeaseLost):
+        await store.renew(network(), attrs.evolve(lease, run="2"))
 
 
 async def test_a_vanished_lease_is_lost_if_an_overlapping_one_stands(store: TableOf, table: Interrupted) -> None:
@@ -714,7 +779,9 @@ async def test_of_flannels_leases_for_the_address_the_one_held_before_is_taken_o
 
 async def test_many_nodes_behind_one_address_keep_what_is_theirs(store: TableOf) -> None:
     nodes = [f"node-{number}" for number in range(20)]
-    first = await asyncio.gather(*(store.acquire(network(), request(node)) for node in nodes))
+    first = list(await asyncio.gather(*(store.acquire(network(), request(node)) for node in nodes[:10])))
+    for node in nodes[10:]:  # who comes later finds them there
+        first.append(await store.acquire(network(), request(node)))
     assert len({lease.subnets for lease in first}) == 20
     again = await asyncio.gather(*(store.acquire(network(), request(node, run="2")) for node in nodes))
     assert [lease.subnets for lease in again] == [lease.subnets for lease in first]
@@ -991,3 +1058,77 @@ async def test_a_restart_keeps_the_subnet_of_its_file_where_a_remnant_stands_too
     again = await store.acquire(network(), request("a", "2", previous="10.244.9.0/24"))
     assert again.subnets == held.subnets
     assert list(await table.list("subnets/")) == [lease_key(held.subnets)]
+
+
+# Claims that come too late
+
+
+async def first_listing(store: TableOf) -> Snapshot:
+    async with aclosing(store.watch()) as snapshots:
+        return await anext(snapshots)
+
+
+async def test_a_claim_that_comes_too_late_is_given_back_by_the_watch_of_the_node(
+    store: TableOf, table: Interrupted, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    others = [
+        attrs.evolve(lease, subnets=subnets("10.244.4.0/24"), node="b"),
+        attrs.evolve(lease, subnets=subnets("10.244.5.0/24"), run="of another process"),
+        attrs.evolve(lease, subnets=subnets("10.244.6.0/24"), node=""),
+    ]
+    for other in others:
+        await put(table, lease_key(other.subnets), encode_lease(other), TTL)
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    async with aclosing(store.watch()) as snapshots:
+        assert await anext(snapshots) == Snapshot((*others, lease))
+        await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+        while (snapshot := await anext(snapshots)).leases != (*others, lease):
+            assert snapshot.leases == (late, *others, lease)
+    assert [record.getMessage() for record in caplog.records] == ["late claim given back"]
+    assert await store.renew(network(), lease) == lease
+
+
+async def test_a_late_claim_of_reserved_subnets_leaves_them_reserved(store: TableOf, table: Interrupted) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    await store.reserve(Reservation(subnets("10.244.3.0/24"), "b"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    await first_listing(store)
+    assert (await first_listing(store)).leases == (lease,)
+    assert (await table.list("subnets/"))["subnets/10.244.3.0-24"].ttl == math.inf
+
+
+async def test_a_late_claim_that_is_another_nodes_by_now_is_left_alone(store: TableOf, table: Interrupted) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    other = attrs.evolve(late, node="b")
+    watch = table.watch
+
+    async def old_listing(prefix: str) -> AsyncGenerator[Mapping[str, Record], None]:
+        async with aclosing(watch(prefix)) as listings:
+            found = dict(await anext(listings))
+            await put(table, lease_key(late.subnets), encode_lease(other), TTL)
+            yield found
+
+    table.watch = old_listing  # type: ignore[method-assign]
+    await first_listing(store)
+    assert (await store.leases()).leases == (other, lease)
+
+
+@pytest.mark.parametrize("ending", ["released", "acquired anew"])
+async def test_nothing_is_given_back_for_a_node_that_holds_no_lease_now(
+    store: TableOf, table: Interrupted, ending: str
+) -> None:
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    if ending == "released":
+        await store.release(lease)
+    else:
+        table.before["list"] = lose_the_answer
+        with pytest.raises(StoreUnavailable):
+            await store.acquire(network(), request("a"))
+    late = attrs.evolve(lease, subnets=subnets("10.244.3.0/24"))
+    await put(table, lease_key(late.subnets), encode_lease(late), TTL)
+    assert late in (await first_listing(store)).leases
+    assert late in (await store.leases()).leases

@@ -180,6 +180,129 @@ def test_no_secret_is_shown() -> None:
         assert str(caught.value) == "Backend x: option Size must be a whole number"
 
 
+def quoting(value: object) -> str | None:
+    """A word in praise of secrets."""
+    return f"must be better than {value}"
+
+
+def quoting_without_a_word(value: object) -> str | None:
+    return f"must be better than {value}"
+
+
+def test_no_check_shows_a_secret() -> None:
+    @attrs.frozen
+    class Secrets:
+        pin: int = option(1, secret=True, check=between(1, 9))
+        mode: str = option("a", secret=True, check=one_of("a", "b"))
+        word: str | None = option(None, secret=True, check=quoting)
+        quiet: str | None = option(None, secret=True, check=quoting_without_a_word)
+        raising: str | None = option(None, secret=True, check=lambda value: str(int(value)))
+        odd: str | None = option(None, secret=True, check=lambda value: [value])  # type: ignore[arg-type,return-value]
+
+    for name, value, text in (
+        ("Pin", 4711, "must be between 1 and 9"),
+        ("Mode", "hunter2", "must be one of a, b"),
+        ("Word", "hunter2", "must be a word in praise of secrets"),
+        ("Quiet", "hunter2", "is refused by its check"),
+        ("Raising", "hunter2", "cannot be checked: ValueError"),
+        (
+            "Odd",
+            "hunter2",
+            "cannot be checked: its check returns a value of type list, not what is wrong as a string, or None",
+        ),
+    ):
+        for values, texts in (({name: value}, {}), ({}, {name: str(value)})):
+            with pytest.raises(ConfigError) as caught:
+                options.parse(Secrets, values, "Backend x", texts)
+            assert str(caught.value) == f"Backend x: option {name} {text}"
+
+
+def test_a_check_that_fails_is_told_in_one_sentence() -> None:
+    @attrs.frozen
+    class Checked:
+        port: int = option(1, check=lambda value: None if 1 // (value - 2) else "")
+        odd: int = option(1, check=lambda value: value > 1 or None)
+
+    for values, text in (
+        ({"Port": 2}, "Port cannot be checked: ZeroDivisionError('integer division or modulo by zero')"),
+        (
+            {"Odd": 2},
+            "Odd cannot be checked: its check returns a value of type bool, not what is wrong as a string, or None",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            options.parse(Checked, values, "Backend x")
+        assert str(caught.value) == f"Backend x: option {text}"
+
+
+@attrs.frozen
+class Paired:
+    """Options that depend on each other, one of them a secret, one with a name of its own in Python."""
+
+    user: str | None = option(None)
+    password: str | None = option(None, secret=True)
+    _words: tuple[str, ...] = option((), secret=True)
+    size: int = attrs.field(default=1, validator=attrs.validators.le(5))
+
+    def __attrs_post_init__(self) -> None:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("User and Password belong together; give both, or none")
+        if self.password == "hunter2":
+            raise ValueError(f"everybody knows {self.password}")
+        if self.user == "nobody":
+            raise ValueError
+        if "xyzzy" in self._words:
+            raise ValueError(f"Words has xyzzy, {self._words}")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"User": "me"}, "User and Password belong together; give both, or none"),
+        ({"Size": 6}, "'size' must be <= 5: 6"),
+        ({"User": "nobody", "Password": "pw"}, "its options are refused, and nothing is said of why"),
+        ({"User": "me", "Password": "hunter2"}, "its options are refused by a message that shows a secret one"),
+        ({"Words": ["a", "xyzzy"]}, "its options are refused by a message that shows a secret one"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_told_in_one_sentence(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        options.parse(Paired, values, "backend carrier")
+    assert str(caught.value) == f"backend carrier: {text}"
+    assert (caught.value.__cause__ is None) == ("secret" in text)
+
+
+def test_an_option_whose_attribute_begins_with_an_underscore_is_given_like_others() -> None:
+    assert options.class_problem(Paired) is None
+    assert options.parse(Paired, {"Words": ["a"], "Size": 2}, "backend carrier") == Paired(words=("a",), size=2)
+
+
+def test_what_all_nodes_share_is_complete_and_fits_together() -> None:
+    @attrs.frozen
+    class Shared:
+        realm: str = option()
+        key_file: str = option(node=True)
+
+        def __attrs_post_init__(self) -> None:
+            raise ValueError("only a node can tell")
+
+    assert options.read_shared(Shared, {"realm": "r"}, "backend x") == {"Realm": "r"}
+    assert options.read_shared(Shared, {"realm": "r", "key-file": "k"}, "backend x") == {"Realm": "r", "KeyFile": "k"}
+    with pytest.raises(ConfigError) as caught:
+        options.read_shared(Shared, {"key-file": "k"}, "backend x")
+    assert str(caught.value) == "backend x: option Realm is missing; it has no default"
+    assert options.read_shared(Paired, {"user": "me", "password": "p"}, "backend x") == {"User": "me", "Password": "p"}
+    with pytest.raises(ConfigError) as caught:
+        options.read_shared(Paired, {"user": "me"}, "backend x")
+    assert str(caught.value) == "backend x: User and Password belong together; give both, or none"
+
+
+def test_values_are_shown_without_those_that_may_be_secret() -> None:
+    values = {"user": "me", "PASSWORD": "p", "Pasword": "p"}
+    assert options.masked(Paired, values) == {"user": "me", "PASSWORD": options.MASK, "Pasword": options.MASK}
+    assert set(options.masked(None, values).values()) == {options.MASK}
+
+
 def test_bounds_are_allowed_themselves() -> None:
     check = between(1, 2)
     assert [check(value) for value in (1, 1.5, 2)] == [None, None, None]

@@ -250,17 +250,23 @@ some_subnets = st.one_of(
     st.builds(lambda ipv6: Subnets(ipv6=ipv6), _few_ipv6()),
     st.builds(Subnets, _few_ipv4(), _few_ipv6()),
 )
-some_leases = st.lists(
-    st.builds(
-        Lease,
-        some_subnets,
-        st.none() | st.sampled_from(list(map(IPv4Address, [*_ABSURD, "172.16.130.1", "172.16.130.2"]))),
-        st.none() | st.none() | st.sampled_from(list(map(IPv6Address, [*_ABSURD6, "2001:db8::1"]))),
-        node=st.sampled_from(["", "a", "b", "c"]),
-        data=st.builds(LeaseData, st.sampled_from(["", "", "udp", "vxlan"])),
-    ),
-    max_size=30,
+_any_lease = st.builds(
+    Lease,
+    some_subnets,
+    st.none() | st.sampled_from(list(map(IPv4Address, [*_ABSURD, "172.16.130.1", "172.16.130.2"]))),
+    st.none() | st.none() | st.sampled_from(list(map(IPv6Address, [*_ABSURD6, "2001:db8::1"]))),
+    node=st.sampled_from(["", "a", "b", "c"]),
+    data=st.builds(LeaseData, st.sampled_from(["", "", "udp", "vxlan"])),
 )
+# Nothing is wrong with it by itself; but it may overlap another.
+_likely_lease = st.builds(
+    lambda third, length: Lease(
+        Subnets(IPv4Network((f"10.244.{third}.0", length), strict=False)), IPv4Address("172.16.130.1"), node="b"
+    ),
+    st.integers(2, 7),
+    st.integers(22, 26),
+)
+some_leases = st.lists(st.one_of(_any_lease, _likely_lease), max_size=30)
 
 
 @settings(deadline=None, max_examples=400)

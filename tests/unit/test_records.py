@@ -1,8 +1,11 @@
 """Leases as flannel writes them: its keys and values byte for byte, and strictness towards everything else."""
 
 import json
+import tracemalloc
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +102,28 @@ def test_our_own_members_come_last() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("margin", "written", "read"),
+    [
+        (3600.0, b'"RenewalMargin":3600', 3600),
+        (40 * 2 / 3, b'"RenewalMargin":26', 26),
+        (None, b"", None),
+        (0.6, b"", None),
+    ],
+)
+def test_when_it_will_be_renewed_is_said_in_whole_seconds(
+    margin: float | None, written: bytes, read: float | None
+) -> None:
+    value = encode_lease(Lease(Subnets(IPV4), ADDRESS, renewal_margin=margin))
+    assert value.partition(b'"Overlaynet":{')[2] == (written + b"}}" if written else b"")
+    assert decode_lease(KEY, value).renewal_margin == read
+
+
+@pytest.mark.parametrize("value", [b"0", b"-1", b"true", b'"60"', b"60.5", b"1" + b"0" * 400, b"[]"])
+def test_an_odd_time_of_renewal_is_as_good_as_none(value: bytes) -> None:
+    assert decode_lease(KEY, b'{"Overlaynet":{"RenewalMargin":' + value + b"}}").renewal_margin is None
+
+
 def test_names_are_matched_without_regard_to_case() -> None:
     value = b'{"publicip":"192.168.64.3","PUBLICIPV6":"2001:db8::3","backendtype":"vxlan","backendData":1,"BackendV6data":2}'
     assert decode_lease(KEY, value) == Lease(
@@ -168,8 +193,15 @@ def test_a_key_that_names_no_subnet_says_why(key: str, reason: str) -> None:
             "its value is not JSON: ",
         ),
         (b"\xff\xfe\xfd", "its value is not JSON: "),
-        (b"[" * 100_000, "its value is not JSON: "),
+        (b"[" * 60_000, "its value is not JSON: "),
         (b"9" * 10_000, "its value is not JSON: "),
+        (b'{"BackendData":"\\ud800"}', "its value holds what cannot be written again: "),
+        (b'{"BackendV6Data":{"a":[{"\\uDFFF":1}]}}', "its value holds what cannot be written again: "),
+        (b'{"Unknown":"\\ud83d, and not its other half"}', "its value holds what cannot be written again: "),
+        (b'{"BackendData":"\xed\xa0\x80"}', "its value is not JSON: "),
+        ('{"BackendData":1}'.encode("utf-16"), "its value is not JSON: "),
+        (b'{"BackendData":-1e999}', "its value holds what cannot be written again: "),
+        (b'{"BackendData":"' + b"x" * 65536 + b'"}', "its value has 65554 bytes, more than 65536"),
         (b"null", "its value is not a JSON object"),
         (b"[]", "its value is not a JSON object"),
         (b'{"PublicIP":null}', "PublicIP is None, not an IPv4 address"),
@@ -186,7 +218,7 @@ def test_a_key_that_names_no_subnet_says_why(key: str, reason: str) -> None:
             b'{"Overlaynet":{"Node":"' + b"a" * 1025 + b'"}}',
             "Overlaynet.Node is not a printable string of at most 1024 characters",
         ),
-        (b'{"Overlaynet":{"Node":"\\ud800"}}', "Overlaynet.Node is not a printable string of at most 1024 characters"),
+        (b'{"Overlaynet":{"Node":"\\ud800"}}', "its value holds what cannot be written again: "),
     ],
 )
 def test_a_value_that_cannot_be_read_says_why(value: bytes, reason: str) -> None:
@@ -257,9 +289,18 @@ def test_keys_survive_the_round_trip(covered: Subnets) -> None:
     assert parse_lease_key(lease_key(covered)) == covered
 
 
+any_text = st.text(st.characters(), max_size=5) | st.text(st.characters(categories=["Cs"]), max_size=2)
+"""Lone halves of characters, too: JSON can say them, and UTF-8 cannot."""
+any_documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner) | st.dictionaries(any_text, inner),
+    max_leaves=10,
+)
+
+
 def members(*known: str) -> st.SearchStrategy[dict[str, object]]:
     """JSON objects that have some of the known members, with any content."""
-    return st.dictionaries(st.sampled_from(known) | st.text(max_size=5), documents, max_size=6)
+    return st.dictionaries(st.sampled_from(known) | any_text, any_documents, max_size=6)
 
 
 keys = st.one_of(
@@ -269,11 +310,18 @@ keys = st.one_of(
 )
 values = st.one_of(
     st.binary(),
-    documents.map(lambda content: json.dumps(content).encode()),
+    any_documents.map(lambda content: json.dumps(content).encode()),
     members("PublicIP", "publicip", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Overlaynet").map(
         lambda content: json.dumps(content).encode()
     ),
     members("Node", "Run").map(lambda own: json.dumps({"Overlaynet": own}).encode()),
+    # Beside an address, so that nothing else is wrong with it.
+    any_documents.map(lambda data: json.dumps({"PublicIP": "192.0.2.1", "BackendData": data}).encode()),
+    any_documents.map(
+        lambda data: json.dumps({"PublicIP": "192.0.2.1", "BackendData": data}, ensure_ascii=False).encode(
+            errors="surrogatepass"
+        )
+    ),
 )
 
 
@@ -295,6 +343,8 @@ def test_no_value_does_worse_than_a_record_error(value: bytes) -> None:
     except RecordError:
         return
     assert lease.subnets == Subnets(IPV4)
+    assert decode_lease(KEY, encode_lease(lease)) == lease, "whatever is read can be written"
+    json.dumps(attrs.asdict(lease.data), ensure_ascii=False, allow_nan=False).encode()
     assert "\n" not in f"{lease.node}{lease.run}{lease.data.backend_type}{lease.public_ipv6}"
 
 
@@ -307,18 +357,13 @@ def test_numbers_that_are_no_json_are_refused(number: str) -> None:
         decode_lease(KEY, f'{{"PublicIP":"192.0.2.1","BackendData":{number}}}'.encode())
 
 
-def test_numbers_that_are_no_json_are_not_written() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        encode_lease(Lease(Subnets(IPV4), ADDRESS, data=LeaseData("x", float("nan"))))
-
-
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_values_nested_too_deep_to_be_compared_are_refused(opening: str, closing: str) -> None:
     def value(levels: int) -> bytes:
         return f'{{"PublicIP":"192.0.2.1","BackendData":{opening * levels}1{closing * levels}}}'.encode()
 
     assert decode_lease(KEY, value(31)) == decode_lease(KEY, value(31))
-    for levels in (32, 900, 950, 980, 100_000):
+    for levels in (32, 900, 950, 980, 10_000):
         with pytest.raises(RecordError, match="nested more than 32 levels deep|its value is not JSON"):
             decode_lease(KEY, value(levels))
 
@@ -396,3 +441,44 @@ def test_a_claim_of_reserved_subnets_is_no_placeholder() -> None:
     )
     assert decode_lease(KEY, value) == lease
     assert not is_placeholder(lease)
+
+
+# -- what a record may cost
+
+
+def test_large_values_are_not_remembered() -> None:
+    """A record that is written again and again, each time another one, would fill the memory of every node."""
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            data = "x" * 60_000
+            decode_lease(KEY, encode_lease(Lease(Subnets(IPV4), ADDRESS, data=LeaseData("a", f"{data}{number}"))))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2_000_000
+
+
+def test_what_is_usual_is_read_once() -> None:
+    value = encode_lease(Lease(Subnets(IPV4), ADDRESS, data=LeaseData("vxlan", vxlan), node="n" * 253, run="5f0c"))
+    assert decode_lease(KEY, value) is decode_lease(KEY, value)
+
+
+def test_a_key_without_end_is_refused() -> None:
+    with pytest.raises(RecordError, match="has more than 1024 characters"):
+        parse_lease_key(f"subnets/10.244.1.0-{'0' * 2000}24")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("x" * 65536, "the record of the lease on 10.5.52.0/24 would have"),
+        ("\ud800", "the data of the lease on 10.5.52.0/24 cannot be written as JSON: 'utf-8' codec can't encode"),
+        (float("nan"), "the data of the lease on 10.5.52.0/24 cannot be written as JSON: Out of range"),
+        (object(), "the data of the lease on 10.5.52.0/24 cannot be written as JSON: Object of type object"),
+    ],
+)
+def test_what_no_node_could_read_is_not_written(data: Any, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        encode_lease(Lease(Subnets(IPV4), ADDRESS, data=LeaseData("a", data)))
+    assert str(caught.value).startswith(reason)

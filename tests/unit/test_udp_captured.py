@@ -25,6 +25,7 @@ from overlaynet.backends.udp.packets import checksum
 from overlaynet.backends.udp.python_engine import PythonEngine
 from overlaynet.delivery import addresses
 from overlaynet.model import Subnets
+from tests.unit.flows import in_order
 
 PATIENCE = 20.0
 DATA = Path(__file__).parents[1] / "data"
@@ -148,18 +149,6 @@ def test_what_comes_off_the_wire_is_delivered_as_it_is(
     assert node.unharmed(packets)
 
 
-def by_flow(packets: list[bytes]) -> dict[bytes, list[bytes]]:
-    """The packets of each flow, in their order: what has the same addresses, protocol and, without extensions, ports."""
-    flows: dict[bytes, list[bytes]] = {}
-    for packet in packets:
-        version, header = packet[0] >> 4, (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
-        protocol = packet[9] if version == 4 else packet[6]
-        fragment = version == 4 and int.from_bytes(packet[6:8], "big") & 0x3FFF
-        ports = packet[header : header + 4] if protocol in (6, 17) and not fragment else b""
-        flows.setdefault(addresses(packet) + bytes([protocol]) + ports, []).append(packet)
-    return flows
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_that_the_native_engine_makes_are_what_came(name: str) -> None:
     """To a device that takes runs, it writes runs; cut again, they are the same packets, those of a flow in their order."""
@@ -173,7 +162,7 @@ def test_runs_that_the_native_engine_makes_are_what_came(name: str) -> None:
                 cut = segment(node.device.recv(65536 + 10))
                 assert isinstance(cut, list)
                 got += cut
-            assert by_flow(got) == by_flow(batch)
+            assert in_order(got) == in_order(batch)
     assert node.unharmed(packets)
 
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import Drop, EnginePeer, PeerTable
@@ -221,6 +222,40 @@ def test_a_run_for_nobody_is_answered_once_and_counted_by_packet(rig: Rig) -> No
 def test_segments_larger_than_the_mtu_are_dropped(rig: Rig) -> None:
     rig.kernel.send(struct.pack("=BBHHHH", 1, 1, 0, 1433, 20, 16) + stream(2866))
     rig.eventually_dropped({Drop.TOO_BIG: 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "count"),
+    [
+        # The kernel says that TCP begins elsewhere than it does.
+        (struct.pack("=BBHHHH", 1, 1, 0, 1000, 24, 16) + stream(5000), Drop.MALFORMED, 5),
+        # A kind of run that is not known, a length that is not the packet's, a size of nothing.
+        (struct.pack("=BBHHHH", 1, 3, 0, 1000, 20, 16) + stream(5000), Drop.UNSUPPORTED, 5),
+        (TSO4 + stream(5000)[:-1000], Drop.MALFORMED, 4),
+        (struct.pack("=BBHHHH", 1, 1, 0, 0, 20, 16) + stream(5000), Drop.MALFORMED, 1),
+    ],
+)
+def test_a_run_that_is_refused_counts_as_the_packets_in_it(rig: Rig, given: bytes, reason: Drop, count: int) -> None:
+    rig.kernel.send(given)
+    rig.eventually_dropped({reason: count})
+
+
+def test_segments_with_long_headers_are_sent_as_others_are(rig: Rig) -> None:
+    """With 1 KiB of extension headers before each, the memory for headers is filled several times over."""
+    rig.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    extensions = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(254))] * 4)
+    addresses = IPv6(src="fd00:1::96", dst="fd00:2::194")
+    before_payload = len(addresses / extensions / TCP())
+    assert 100 * before_payload > 3 * 32 * 1024
+    for number in range(3):
+        segment = TCP(sport=1, dport=2, seq=number * 10000, flags="A")
+        whole = built(addresses / extensions / segment / Raw(bytes([number]) * 10000))
+        rig.kernel.send(struct.pack("=BBHHHH", 0, 4, 0, 100, 0, 0) + whole)
+        packets = [IPv6(rig.peer.recv(65535)) for _ in range(100)]
+        assert [packet[TCP].seq for packet in packets] == [number * 10000 + each * 100 for each in range(100)]
+        assert all(bytes(packet[TCP].payload) == bytes([number]) * 100 for packet in packets)
+        assert all(len(packet) == before_payload + 100 for packet in packets)
+    rig.eventually_counted(sent_packets=300)
 
 
 class TestSeveralQueues:

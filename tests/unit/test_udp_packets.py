@@ -23,6 +23,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
     PadN,
 )
+from scapy.layers.ipsec import AH
 from scapy.packet import Packet, Raw
 
 from overlaynet.backends.udp.engine import PeerTable
@@ -54,7 +55,7 @@ def test_whole_ipv6_packets_are_read(source: IPv6Address, destination: IPv6Addre
             lambda first, length, rest: bytes([first, 0]) + length.to_bytes(2, "big") + rest,
             st.sampled_from([0x44, 0x45, 0x46, 0x4F, 0x40, 0x55]),
             st.integers(0, 70),
-            st.binary(max_size=66),
+            st.binary(min_size=14, max_size=66),
         ),
         st.builds(
             lambda first, length, rest: bytes([first, 0, 0, 0]) + length.to_bytes(2, "big") + rest,
@@ -142,6 +143,8 @@ PACKETS = [
     IP(src=HOST, dst=FAR, options=[IPOption_NOP()] * 40) / TCP(),
     IP(src=HOST, dst=FAR, proto=17),
     IP(src=HOST, dst=FAR, proto=132) / b"1",
+    IP(src=HOST, dst=FAR, proto=51) / AH(nh=1, payloadlen=4, icv=bytes(12)) / ICMP(type=8) / b"ping",
+    IP(src=HOST, dst=FAR, proto=51) / AH(nh=17, payloadlen=4, icv=bytes(12)) / UDP(),
 ]
 
 
@@ -173,6 +176,9 @@ FORBIDDEN = [
         for sender in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255", "240.0.0.1")
     ),
     IP(src=HOST, dst=FAR, chksum=0x1234) / UDP(),
+    IP(src=HOST, dst=FAR, proto=51) / AH(nh=1, payloadlen=4, icv=bytes(12)) / ICMP(type=3) / bytes(40),
+    IP(src=HOST, dst=FAR, proto=51) / AH(nh=1, payloadlen=4, icv=bytes(12)),
+    IP(src=HOST, dst=FAR, proto=51) / bytes([1, 0, 0, 0, 0, 0, 0]),
 ]
 
 
@@ -192,6 +198,7 @@ PACKETS6 = [
     IPv6(src=HOST6, dst=FAR6) / IPv6ExtHdrRouting() / ICMPv6EchoRequest(),
     IPv6(src=HOST6, dst=FAR6, nh=59),
     IPv6(src=HOST6, dst=FAR6, nh=132) / b"1",
+    IPv6(src=HOST6, dst=FAR6, nh=51) / AH(nh=58, payloadlen=4, icv=bytes(12)) / ICMPv6EchoRequest(data=b"ping"),
 ]
 
 
@@ -213,6 +220,11 @@ FORBIDDEN6 = [
     IPv6(src=HOST6, dst=FAR6) / IPv6ExtHdrHopByHop(options=[PadN(optdata=bytes(12))]) / ICMPv6PacketTooBig(),
     IPv6(src=HOST6, dst=FAR6) / IPv6ExtHdrFragment(m=1) / ICMPv6PacketTooBig(),
     IPv6(src=HOST6, dst=FAR6) / IPv6ExtHdrFragment(offset=1, nh=17) / bytes(40),
+    IPv6(src=HOST6, dst=FAR6, nh=51) / AH(nh=58, payloadlen=4, icv=bytes(12)) / ICMPv6PacketTooBig() / bytes(40),
+    IPv6(src=HOST6, dst=FAR6, nh=51)
+    / AH(nh=60, payloadlen=4, icv=bytes(12))
+    / IPv6ExtHdrDestOpt(nh=58)
+    / ICMPv6PacketTooBig(),
     IPv6(src=HOST6, dst=FAR6, nh=58),
     IPv6(src=HOST6, dst=FAR6, nh=0) / bytes([58, 200, 0, 0, 0, 0, 0, 0]),
     IPv6(src=HOST6, dst=FAR6, nh=0) / b"1234567",
@@ -226,7 +238,7 @@ def test_no_icmpv6_error_where_the_rfc_forbids_one(packet: Packet) -> None:
     assert unreachable(bytes(packet), OWN6) is None
 
 
-@given(st.sampled_from([0, 43, 44, 60, 6, 17, 58]), st.binary(max_size=100))
+@given(st.sampled_from([0, 43, 44, 51, 60, 6, 17, 58]), st.binary(max_size=100))
 def test_whatever_ipv6_is_accepted_can_be_answered(following: int, rest: bytes) -> None:
     packet = bytes(IPv6(src=HOST6, dst=FAR6, nh=following) / Raw(rest))
     answer = unreachable(packet, OWN6)
@@ -238,7 +250,7 @@ def test_whatever_ipv6_is_accepted_can_be_answered(following: int, rest: bytes) 
         assert checksum(pseudo_header + answer[40:]) == 0
 
 
-@given(st.binary(max_size=100), st.integers(5, 15), st.sampled_from([0, 1, 6, 17, 255]))
+@given(st.binary(max_size=100), st.integers(5, 15), st.sampled_from([0, 1, 6, 17, 51, 255]))
 def test_whatever_is_accepted_can_be_answered(rest: bytes, words: int, protocol: int) -> None:
     packet = IP(src=HOST, dst=FAR, proto=protocol, options=[IPOption_NOP()] * (words - 5) * 4) / Raw(rest)
     answer = unreachable(bytes(packet), OWN)

@@ -1,4 +1,4 @@
-"""The choice of the underlay's interface and addresses, and the node's identity: pure functions over what a host has."""
+"""The choice of the underlay's interface and addresses: pure functions over what a host has."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
@@ -9,7 +9,7 @@ import pytest
 from overlaynet.errors import UnderlayError
 from overlaynet.model import Underlay
 from overlaynet.netlink import Address, Link
-from overlaynet.underlay import HostNetwork, Wishes, choose_underlay, node_identity
+from overlaynet.underlay import HostNetwork, Wishes, choose_underlay
 
 
 def link(name: str, mtu: int = 1500, *, up: bool = True) -> Link:
@@ -391,47 +391,3 @@ def test_a_host_with_many_interfaces_is_not_listed_whole() -> None:
 def test_a_host_with_few_interfaces(links: list[Link], text: str) -> None:
     with pytest.raises(UnderlayError, match=re.escape(text) + "$"):
         choose_underlay(attrs.evolve(HOST, links=links), Wishes(interfaces=["eth0"]))
-
-
-# -- the node's identity
-
-MACHINE = "0123456789abcdef0123456789abcdef\n"
-HARDWARE = "52:54:00:12:34:56"
-
-
-def test_the_identity_is_what_it_always_was() -> None:
-    """A change of the recipe would make every node of a running network a stranger to its own lease."""
-    assert node_identity(HARDWARE, MACHINE, "alpha") == "a53036156129"
-    assert node_identity(HARDWARE, "", "alpha") == "79a06809122a"
-    assert node_identity("", "", "alpha") == "ed8508f28160"
-
-
-def test_the_identity_does_not_show_the_machines() -> None:
-    identity = node_identity(HARDWARE, MACHINE, "alpha")
-    assert re.fullmatch("[0-9a-f]{12}", identity)
-    assert identity not in MACHINE
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ((HARDWARE, MACHINE, "a"), (HARDWARE, MACHINE, "b"), True),  # a renamed host
-        ((HARDWARE, MACHINE, "a"), (HARDWARE.upper(), MACHINE.upper().strip(), "a"), True),
-        ((HARDWARE, MACHINE, "a"), ("52:54:00:12:34:57", MACHINE, "a"), False),  # two namespaces, or two clones
-        (
-            (HARDWARE, MACHINE, "a"),
-            (HARDWARE, MACHINE.replace("0", "f"), "a"),
-            False,
-        ),  # two hosts with one hardware address
-        ((HARDWARE, "", "a"), (HARDWARE, "", "b"), True),
-        ((HARDWARE, "", "a"), ("52:54:00:12:34:57", "", "a"), False),
-        (("", MACHINE, "a"), ("", MACHINE, "b"), True),
-        (("", "", "a"), ("", "", "b"), False),
-        ((HARDWARE, "uninitialized\n", "a"), (HARDWARE, "", "a"), True),
-        ((HARDWARE, "0" * 32, "a"), (HARDWARE, "", "a"), True),
-        (("00:00:00:00:00:00", MACHINE, "a"), ("", MACHINE, "a"), True),
-        (("00:00:00:00:00:00", "", "a"), ("", "", "a"), True),
-    ],
-)
-def test_what_makes_two_nodes(one: tuple[str, str, str], other: tuple[str, str, str], same: bool) -> None:
-    assert (node_identity(*one) == node_identity(*other)) is same

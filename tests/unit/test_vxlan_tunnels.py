@@ -66,9 +66,25 @@ def test_what_cannot_be_reached_is_skipped_with_a_reason_and_keeps_no_other_from
     assert skipped(attrs.evolve(elsewhere, public_ipv6=None)) == {str(SUBNET6): "it has no public IPv6 address"}
     assert skipped(attrs.evolve(elsewhere, public_ipv4=None)) == {str(SUBNET): "it has no public IPv4 address"}
     assert skipped(elsewhere, {4: OWN[4]}) == {str(SUBNET6): "this node carries no IPv6"}
-    assert skipped(PEER_IPV4) == {"10.244.9.0/24": f"its VtepMAC {MAC} is that of 10.244.2.0/24, too"}
+    another = {"10.244.9.0/24": f"its VtepMAC {MAC} is that of 10.244.2.0/24, too"}
+    assert skipped(attrs.evolve(PEER_IPV4, public_ipv4=IPv4Address("172.16.130.9"))) == another
+    assert skipped(attrs.evolve(PEER_IPV4, node="another behind the same address")) == another
     of_this_node = attrs.evolve(PEER_IPV4, data=LeaseData("vxlan", {"VNI": 1, "VtepMAC": OWN[4].upper()}))
     assert skipped(of_this_node) == {str(SUBNET): "its VtepMAC 02:00:00:00:00:01 is that of this node, too"}
+
+
+def test_several_subnets_of_one_node_have_tunnels_to_one_device() -> None:
+    """As long as a claim that came too late stands beside the node's lease: whichever is first must not hide the other."""
+    for node in ("a", ""):
+        remnant = attrs.evolve(PEER, subnets=Subnets(IPv4Network("10.244.1.0/24"), SUBNET6), node=node)
+        lease = attrs.evolve(PEER_IPV4, node=node)
+        assert make_plan([remnant, lease], 1, OWN) == Plan(
+            (
+                Tunnel(IPv4Network("10.244.1.0/24"), MAC, HOST),
+                Tunnel(SUBNET6, MAC6, HOST6),
+                Tunnel(SUBNET, MAC, HOST),
+            )
+        )
 
 
 @pytest.mark.parametrize(

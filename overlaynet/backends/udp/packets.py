@@ -20,8 +20,10 @@ _ICMP_QUERIES = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43))
 _ICMPV6_FIRST_INFORMATION = 128
 _ICMPV6_REDIRECT = 137
 _FRAGMENT = 44
-_EXTENSIONS = frozenset((0, 43, _FRAGMENT, 60))
-"""IPv6 extension headers that an ICMP error may hide behind: hop-by-hop options, routing, fragment, destination options."""
+_AUTHENTICATION = 51
+_EXTENSIONS = frozenset((0, 43, _FRAGMENT, _AUTHENTICATION, 60))
+"""IPv6 extension headers that an ICMP error may hide behind: hop-by-hop options, routing, fragment, authentication (which
+IPv4 has, too), destination options."""
 _LARGEST_ERROR, _LARGEST_ERROR6 = 576, 1280
 """Bytes in the largest ICMP error (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c))."""
 _INTERNETWORK_CONTROL = 0xC0
@@ -95,7 +97,12 @@ def _unreachable4(packet: bytes, source: IPv4Address) -> bytes | None:
     first_fragment = int.from_bytes(packet[6:8], "big") & 0x1FFF == 0
     if not first_fragment or not _is_host4(sender) or int.from_bytes(destination, "big") >= _MULTICAST:
         return None
-    if packet[9] == _ICMP and (len(packet) == header_length or packet[header_length] not in _ICMP_QUERIES):
+    following, at = packet[9], header_length
+    while following == _AUTHENTICATION:
+        if at + 8 > len(packet):
+            return None
+        following, at = packet[at], at + (packet[at + 1] + 2) * 4
+    if following == _ICMP and (at >= len(packet) or packet[at] not in _ICMP_QUERIES):
         return None
     if checksum(packet[:header_length]) != 0:
         return None
@@ -118,7 +125,12 @@ def _unreachable6(packet: bytes, source: IPv6Address) -> bytes | None:
             return None
         if following == _FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF8:
             return None
-        length = 8 if following == _FRAGMENT else (packet[at + 1] + 1) * 8
+        if following == _FRAGMENT:
+            length = 8
+        elif following == _AUTHENTICATION:
+            length = (packet[at + 1] + 2) * 4
+        else:
+            length = (packet[at + 1] + 1) * 8
         following, at = packet[at], at + length
     if following == _ICMPV6 and (
         at >= len(packet) or packet[at] < _ICMPV6_FIRST_INFORMATION or packet[at] == _ICMPV6_REDIRECT

@@ -14,12 +14,12 @@ from overlaynet.backends.vxlan.tunnels import Plan, derive_hardware_address, mak
 from overlaynet.devices import IPV6_SUFFIX, LONGEST_NAME, Claim, Parameters, check_name, find_on_link
 from overlaynet.drivers import Backend
 from overlaynet.errors import BackendError
+from overlaynet.identity import default_identity
 from overlaynet.logs import fields
 from overlaynet.model import JSON, Device, IPAddress, IPNetwork, Lease, LeaseData, Peer, Route, Underlay
 from overlaynet.netlink import Netlink, NetlinkError, NetlinkWriter, Vxlan
 from overlaynet.network import Network
 from overlaynet.options import between, option
-from overlaynet.underlay import default_identity
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -62,11 +62,27 @@ class VxlanOptions:
     group_policy: bool = option(False, "Carry group policy identifiers (the GBP extension)", name="GBP")
 
 
+@attrs.frozen
+class _Written:
+    """What came of the peers in the kernel."""
+
+    on_link: frozenset[IPAddress] = frozenset()
+    refused: Mapping[IPNetwork, str] = attrs.field(factory=dict)
+    """Why a subnet has no tunnel although it was planned."""
+    troubles: Mapping[int, str] = attrs.field(factory=dict)
+    """Why a device is not as it should be, by the IP version that it carries."""
+
+    def check(self) -> None:
+        """:raises BackendError: if a device could not be mended."""
+        if self.troubles:
+            raise BackendError("; ".join(dict.fromkeys(self.troubles.values())))
+
+
 class VxlanBackend(Backend):
     """Has the kernel carry each packet in a VXLAN datagram; nodes that run flannel's vxlan are peers like others.
 
-    IPv4 is carried over IPv4, IPv6 over IPv6, each by a device of its own. No packet comes by this process, so a crash
-    stops none; :meth:`aclose` removes the devices.
+    IPv4 is carried over IPv4, IPv6 over IPv6, each by a device of its own; trouble with one leaves the other alone. No packet
+    comes by this process, so a crash stops none; :meth:`aclose` removes the devices.
     """
 
     Options: ClassVar[type[VxlanOptions]] = VxlanOptions
@@ -80,8 +96,7 @@ class VxlanBackend(Backend):
         self._devices: tuple[VxlanDevice, ...] = ()
         self._writer = NetlinkWriter()
         self._parameters = Parameters()
-        self._usable = False
-        self._on_link: frozenset[IPAddress] = frozenset()
+        self._written = _Written()
         self._plan = Plan()
 
     async def open(self, network: Network, underlay: Underlay) -> LeaseData:
@@ -118,14 +133,14 @@ class VxlanBackend(Backend):
         self._devices = tuple(
             attrs.evolve(device, address=_address(subnets.get(device.version))) for device in self._devices
         )
-        await self._write(self._ensure)
-        self._usable = True
+        (await self._write(self._ensure) or _Written()).check()
         return self._device()
 
     async def set_underlay(self, underlay: Underlay) -> Device:
         """Make the devices again where they lead by another interface or from another address, or change their MTU.
 
         They keep their hardware addresses, which the peers know; what they had entries for, :meth:`set_peers` sets again.
+        Where one follows and the other cannot, it is also for :meth:`set_peers` to mend that, and to say so.
         """
         self._check_open()
         if self._network is None:
@@ -136,49 +151,49 @@ class VxlanBackend(Backend):
             for device in self._devices
         )
         self._interface = underlay.interface
-        await self._write(self._ensure)
+        ensured = await self._write(self._ensure)
+        if ensured is not None:
+            self._written = attrs.evolve(self._written, troubles=ensured.troubles)
+            if len(ensured.troubles) == len(self._devices):
+                ensured.check()
         return self._device()
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Repair the devices, then make the peers all that they have neighbour and forwarding entries for.
 
         A peer that cannot be reached, or that the kernel refuses, is reported, and keeps no other from being set.
+
+        :raises BackendError: if a device cannot be mended; what the other carries is in force.
         """
         self._check_open()
-
-        def write(kernel: Netlink) -> tuple[frozenset[IPAddress], Plan]:
-            on_link = self._find_on_link(kernel, peers)
-            plan = self._make_plan(peers, on_link)
-            self._ensure(kernel)
-            refused: dict[IPNetwork, str] = {}
-            for device in self._devices:
-                refused |= device.set_tunnels(kernel, list(plan.of_version(device.version)))
-            return on_link, attrs.evolve(plan, skipped={**plan.skipped, **refused})
-
-        try:
-            written = await self._write(write)
-        except BackendError:
-            self._usable = False
-            raise
+        written = await self._write(lambda kernel: self._set_peers(kernel, peers))
         if written is None:
             return
-        self._usable = True
         before = self._plan
-        self._on_link, self._plan = written
+        self._written = written
+        self._plan = self._make_plan(peers, written)
         for subnet, reason in self._plan.skipped.items():
             if before.skipped.get(subnet) != reason:
                 log.warning("peer not reachable", extra=fields(subnet=subnet, reason=reason))
+        written.check()
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         """For each subnet of each peer, a route through its tunnel, or to its host where that is on the same link.
 
-        There are none through tunnels while the devices cannot be mended.
+        There are none through a device that cannot be mended, nor for a tunnel that the kernel refuses.
         """
-        plan = self._make_plan(peers, self._on_link)
-        devices = {device.version: device.name for device in self._devices}
-        tunnels = plan.tunnels if self._usable else ()
+        plan = self._make_plan(peers, self._written)
+        usable = {
+            device.version: device.name
+            for device in self._devices
+            if device.address is not None and device.version not in self._written.troubles
+        }
         return [
-            *(Route(t.subnet, device=devices[t.subnet.version], gateway=t.gateway, onlink=True) for t in tunnels),
+            *(
+                Route(tunnel.subnet, device=usable[tunnel.subnet.version], gateway=tunnel.gateway, onlink=True)
+                for tunnel in plan.tunnels
+                if tunnel.subnet.version in usable
+            ),
             *(Route(subnet, device=self._interface, gateway=host) for subnet, host in plan.direct.items()),
         ]
 
@@ -191,7 +206,6 @@ class VxlanBackend(Backend):
                 "path": "tunnel",
             }
             for tunnel in self._plan.tunnels
-            if tunnel.subnet not in self._plan.skipped
         }
         peers |= {
             str(subnet): {"address": str(host), "hardware_address": None, "path": "direct"}
@@ -285,9 +299,9 @@ class VxlanBackend(Backend):
             )
         return outer - HEADERS[version]
 
-    def _make_plan(self, peers: Sequence[Peer], on_link: frozenset[IPAddress]) -> Plan:
+    def _make_plan(self, peers: Sequence[Peer], written: _Written) -> Plan:
         own = {device.version: device.hardware_address for device in self._devices}
-        return make_plan(peers, self.options.identifier, own, on_link)
+        return make_plan(peers, self.options.identifier, own, written.on_link).without(written.refused)
 
     def _check_open(self) -> None:
         if self._claim is None:
@@ -295,10 +309,29 @@ class VxlanBackend(Backend):
 
     # In a thread, with netlink.
 
-    def _ensure(self, kernel: Netlink) -> None:
+    def _ensure(self, kernel: Netlink) -> _Written:
+        return self._set_each(kernel, lambda device: {})
+
+    def _set_peers(self, kernel: Netlink, peers: Sequence[Peer]) -> _Written:
+        on_link = self._find_on_link(kernel, peers)
+        plan = self._make_plan(peers, _Written(on_link))
+        written = self._set_each(
+            kernel, lambda device: device.set_tunnels(kernel, list(plan.of_version(device.version)))
+        )
+        return attrs.evolve(written, on_link=on_link)
+
+    def _set_each(self, kernel: Netlink, set_entries: Callable[[VxlanDevice], Mapping[IPNetwork, str]]) -> _Written:
+        """Mend each device, and set its entries, which says which subnets were refused."""
+        refused: dict[IPNetwork, str] = {}
+        troubles: dict[int, str] = {}
         for device in self._devices:
-            if device.ensure(kernel, self._parameters):
-                log.warning("device was gone", extra=fields(device=device.name, hint="it is made again"))
+            try:
+                if device.ensure(kernel, self._parameters):
+                    log.warning("device was gone", extra=fields(device=device.name, hint="it is made again"))
+                refused |= set_entries(device)
+            except (BackendError, NetlinkError) as error:
+                troubles[device.version] = str(error)
+        return _Written(refused=refused, troubles=troubles)
 
     def _find_on_link(self, kernel: Netlink, peers: Sequence[Peer]) -> frozenset[IPAddress]:
         if not self.options.direct_routing:

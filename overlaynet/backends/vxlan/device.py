@@ -125,14 +125,15 @@ class VxlanDevice:
         """
         refused: dict[IPNetwork, str] = {}
         neighbours = {n.address: n for n in kernel.neighbours(self.name) if n.permanent}
-        entries = {e.hardware_address: e for e in kernel.forwarding_entries(self.name) if e.permanent}
+        entries = {e for e in kernel.forwarding_entries(self.name) if e.permanent}
         stale_neighbours = neighbours.keys() - {tunnel.gateway for tunnel in tunnels}
-        stale_entries = entries.keys() - {tunnel.hardware_address for tunnel in tunnels}
+        stale_entries = entries - {tunnel.forwarding_entry for tunnel in tunnels}
         written = 0
         for tunnel in tunnels:
             try:
-                if entries.get(tunnel.hardware_address) != tunnel.forwarding_entry:
+                if tunnel.forwarding_entry not in entries:
                     kernel.set_forwarding_entry(self.name, tunnel.forwarding_entry)
+                    entries.add(tunnel.forwarding_entry)  # it may serve several subnets
                     written += 1
                 if neighbours.get(tunnel.gateway) != tunnel.neighbour:
                     kernel.set_neighbour(self.name, tunnel.neighbour)
@@ -141,8 +142,9 @@ class VxlanDevice:
                 refused[tunnel.subnet] = str(error)
         for address in stale_neighbours:
             kernel.delete_neighbour(self.name, address)
-        for hardware_address in stale_entries:
-            kernel.delete_forwarding_entry(self.name, entries[hardware_address])
+        # Those that were replaced are gone already. Others for a peer's hardware address would take some of its frames.
+        for entry in stale_entries:
+            kernel.delete_forwarding_entry(self.name, entry)
         if written or stale_neighbours or stale_entries:
             log.info(
                 "tunnels changed",

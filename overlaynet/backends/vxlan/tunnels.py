@@ -60,6 +60,12 @@ class Plan:
         """The tunnels that carry one IP version."""
         return (tunnel for tunnel in self.tunnels if tunnel.subnet.version == version)
 
+    def without(self, refused: Mapping[IPNetwork, str]) -> Plan:
+        """The plan that is left when these tunnels cannot be made, for the reasons given."""
+        tunnels = tuple(tunnel for tunnel in self.tunnels if tunnel.subnet not in refused)
+        reasons = {tunnel.subnet: refused[tunnel.subnet] for tunnel in self.tunnels if tunnel.subnet in refused}
+        return Plan(tunnels, self.direct, {**self.skipped, **reasons})
+
 
 def make_plan(
     peers: Sequence[Peer], identifier: int, own_addresses: Mapping[int, str], on_link: Collection[IPAddress] = ()
@@ -73,7 +79,7 @@ def make_plan(
     tunnels: list[Tunnel] = []
     direct: dict[IPNetwork, IPAddress] = {}
     skipped: dict[IPNetwork, str] = {}
-    taken = dict.fromkeys(own_addresses.items(), "this node")
+    taken: dict[tuple[int, str], Peer | None] = dict.fromkeys(own_addresses.items())  # None: this node
     for peer in peers:
         for subnet in peer.subnets:
             version = subnet.version
@@ -91,12 +97,21 @@ def make_plan(
                 except ValueError as error:
                     skipped[subnet] = str(error)
                     continue
-                holder = taken.setdefault((version, address), str(subnet))
-                if holder == str(subnet):
+                holder = taken.setdefault((version, address), peer)
+                if holder is not None and _same_end(holder, peer, version):
                     tunnels.append(Tunnel(subnet, address, host))
                 else:
-                    skipped[subnet] = f"its VtepMAC {address} is that of {holder}, too"
+                    shown = (
+                        "this node" if holder is None else holder.subnets.ipv4 if version == 4 else holder.subnets.ipv6
+                    )
+                    skipped[subnet] = f"its VtepMAC {address} is that of {shown}, too"
     return Plan(tuple(tunnels), direct, skipped)
+
+
+def _same_end(one: Peer, other: Peer, version: int) -> bool:
+    """True if both are reached by one device: they are leases of one node, as while a late claim stands beside its lease."""
+    hosts = (one.public_ipv4, other.public_ipv4) if version == 4 else (one.public_ipv6, other.public_ipv6)
+    return one.node == other.node and hosts[0] == hosts[1]
 
 
 def publish(identifier: int, hardware_address: str) -> JSON:

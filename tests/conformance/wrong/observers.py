@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 
-from overlaynet.api import Backend, Command, Commands, Driver, Lease, Peer, hookimpl
+from overlaynet.api import Backend, Command, Commands, Driver, Lease, Observer, Peer, hookimpl, option
 from overlaynet.testing.observers import ObserverConformance
 
 
@@ -39,26 +40,52 @@ class Model:
         return 0
 
 
-class Suite(ObserverConformance):
-    """The suite, for the observer class that a subclass names."""
+@attrs.frozen
+class Options:
+    """Right ones."""
 
-    observer: ClassVar[type[object]] = Model
+    size: int = option(1, "how many to count at most")
+
+
+class ModelWithOptions(Observer):
+    """An observer with options that is right."""
+
+    Options: ClassVar[type[Any]] = Options
+
+    @hookimpl
+    def overlaynet_peer_added(self, peer: Peer) -> None:
+        """Count it."""
+
+
+class Suite(ObserverConformance):
+    """The suite, for the observer class that a subclass names, made with these arguments."""
+
+    observed: ClassVar[type[object]] = Model
+    arguments: ClassVar[tuple[object, ...]] = ()
 
     @pytest.fixture
     def plugin(self) -> object:
-        return self.observer()
+        return self.observed(*self.arguments)
 
 
 class TestModel(Suite):
     """The right one passes."""
 
 
-def wrong(test: str | None) -> Callable[[type[object]], type[object]]:
-    """Hold an observer against the suite; it is to fail that test, and no other."""
+class TestModelWithOptions(Suite):
+    """The right one with options passes."""
+
+    observed = ModelWithOptions
+    arguments = (Options(),)
+
+
+def wrong(test: str | None, *arguments: object) -> Callable[[type[object]], type[object]]:
+    """Hold an observer, made with these arguments, against the suite; it is to fail that test, and no other."""
 
     def hold(observer: type[object]) -> type[object]:
         name = f"Test{observer.__name__}"
-        globals()[name] = type(name, (Suite,), {"observer": observer, "__module__": __name__})
+        members = {"observed": observer, "arguments": arguments, "__module__": __name__}
+        globals()[name] = type(name, (Suite,), members)
         return observer
 
     return hold
@@ -156,3 +183,64 @@ class HelpThatBreaks(Model):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--share", help="how many % of them")
+
+
+@wrong("test_it_is_an_observer_that_overlaynet_loads", Options())
+class MadeForALaterContract(ModelWithOptions):
+    """Says that it needs a version of the contract that there is not."""
+
+    api = (1, 99)
+
+
+@attrs.frozen
+class _Demanding:
+    size: int = option(help="how many to count at most")
+
+
+@wrong("test_it_is_an_observer_that_overlaynet_loads", _Demanding(size=1))
+class HasToBeToldSomething(ModelWithOptions):
+    """An option has no default, so that it cannot be loaded wherever it is installed."""
+
+    Options = _Demanding
+
+
+@wrong("test_it_is_an_observer_that_overlaynet_loads", Options(size=2))
+class CannotBeMadeWithItsDefaults(ModelWithOptions):
+    """Its constructor has more to say than its options."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        if options.size < 2:
+            raise ValueError("too few")
+
+
+@wrong("test_it_keeps_its_options", Options())
+class ForgetsItsOptions(ModelWithOptions):
+    """Its constructor drops what it is given."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(None)
+
+
+@attrs.frozen
+class _Silent:
+    size: int = option(1)
+
+
+@wrong("test_every_option_is_explained", _Silent())
+class DoesNotExplain(ModelWithOptions):
+    """An option has no help."""
+
+    Options = _Silent
+
+
+@attrs.frozen
+class _Careless:
+    size: int = option(1, "how many to count at most", check=lambda size: None if 1 // size else "must be 1")
+
+
+@wrong("test_a_value_that_an_option_cannot_have_is_a_config_error", _Careless())
+class WithACarelessCheck(ModelWithOptions):
+    """A check raises what is no answer."""
+
+    Options = _Careless

@@ -10,11 +10,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Add `size` bytes to a sum. Of several pieces, all but the last must be of even size. */
-static inline uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t size)
+/* The loop of checksum_add, to be compiled for more than one kind of processor. The halves of each word are summed apart,
+ * without carries, so that compilers can vectorise it. They can not overflow: no packet has 2^32 words. */
+static inline __attribute__((always_inline)) uint64_t checksum_words(const uint8_t *data, size_t size)
 {
-    /* The halves of each word are summed apart, without carries, so that compilers can vectorise the loop. They can not
-     * overflow: no packet has 2^32 words. */
     uint64_t low = 0, high = 0;
     while (size >= 8) {
         uint64_t word;
@@ -30,8 +29,26 @@ static inline uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t si
         low += word & 0xFFFFFFFFu;
         high += word >> 32;
     }
-    /* Each below 2^46 for any packet: the caller's sum, folded or not, has room for thousands of them. */
-    return sum + low + high;
+    return low + high;
+}
+
+#ifdef __x86_64__
+/* The wheel is for all processors of its architecture; those that have wider registers sum almost twice as fast. */
+__attribute__((target("avx2"))) static uint64_t checksum_words_avx2(const uint8_t *data, size_t size)
+{
+    return checksum_words(data, size);
+}
+#endif
+
+/* Add `size` bytes to a sum. Of several pieces, all but the last must be of even size. */
+static inline uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t size)
+{
+    /* What is added is below 2^46 for any packet: the caller's sum, folded or not, has room for thousands of them. */
+#ifdef __x86_64__
+    if (size >= 128 && __builtin_cpu_supports("avx2"))
+        return sum + checksum_words_avx2(data, size);
+#endif
+    return sum + checksum_words(data, size);
 }
 
 /* A sum as 16 bits. */

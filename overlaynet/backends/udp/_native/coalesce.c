@@ -20,11 +20,15 @@ static uint32_t flow_hash(const struct packet *packet)
     return (uint32_t)(hash >> 32);
 }
 
+static bool same_addresses(const struct run *run, const struct packet *packet)
+{
+    return run->first.version == packet->version && same_address(run->first.source, packet->source) &&
+           same_address(run->first.destination, packet->destination);
+}
+
 static bool same_flow(const struct run *run, const struct packet *packet, uint32_t hash)
 {
-    return run->hash == hash && run->first.protocol == packet->protocol && run->first.version == packet->version &&
-           same_address(run->first.source, packet->source) &&
-           same_address(run->first.destination, packet->destination) &&
+    return run->hash == hash && run->first.protocol == packet->protocol && same_addresses(run, packet) &&
            memcmp(run->first.data + run->first.ip_length, packet->data + packet->ip_length, 4) == 0;
 }
 
@@ -41,6 +45,19 @@ static void finish(struct coalescer *coalescer, uint32_t index)
         run_finish(run);
     coalescer->sink(coalescer->context, run);
     run->count = 0;
+}
+
+/* Finish the runs between the addresses of a packet: where its ports cannot be read, as those of fragments and behind
+ * extension headers, it may be of the flow of any of them. */
+static void finish_between(struct coalescer *coalescer, const struct packet *packet)
+{
+    for (uint32_t i = 0, seen = 0, open = coalescer->open; seen < open; i++) {
+        if (coalescer->runs[i].count == 0)
+            continue;
+        seen++;
+        if (same_addresses(&coalescer->runs[i], packet))
+            finish(coalescer, i);
+    }
 }
 
 void coalescer_flush(struct coalescer *coalescer)
@@ -210,6 +227,8 @@ void coalescer_add(struct coalescer *coalescer, const struct packet *packet, voi
                 break;
             }
         }
+    } else {
+        finish_between(coalescer, packet);
     }
     uint32_t headers = has_ports ? mergeable_headers(coalescer, packet) : 0;
     if (found < COALESCED_FLOWS) {

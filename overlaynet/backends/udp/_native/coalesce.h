@@ -2,7 +2,8 @@
  *
  * It is the inverse of segmentation, by the rules of the kernel's own generic receive offload (net/ipv4/af_inet.c,
  * tcp_offload.c, udp_offload.c): only what segmentation would turn back into the same packets is put together. The
- * packets of a flow keep their order. Payload is not copied: the result points into the packets.
+ * packets of a flow keep their order; where the ports cannot be read, as in fragments, that is the order among all between
+ * the same addresses. Payload is not copied: the result points into the packets.
  */
 #ifndef OVERLAYNET_COALESCE_H
 #define OVERLAYNET_COALESCE_H
@@ -18,7 +19,7 @@ struct run {
     /* The headers of all: with one packet its own, with more those of the whole, in the order of writing:
      * this, headers, payload pieces. */
     struct offload_header offload;
-    uint8_t headers[LARGEST_HEADERS];
+    uint8_t headers[LARGEST_PLAIN_HEADERS];
     uint32_t header_length;
     uint32_t count;
     /* Bytes in all the packets, each with its own headers. */

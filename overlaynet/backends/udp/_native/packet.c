@@ -38,6 +38,27 @@ enum drop packet_read(uint8_t *data, size_t size, struct packet *packet)
     return DROP_MALFORMED;
 }
 
+uint32_t packet_walk(const struct packet *packet, bool all, uint8_t *protocol)
+{
+    const uint8_t *data = packet->data;
+    uint32_t at = 40;
+    for (uint8_t next = data[6];; next = *protocol) {
+        *protocol = next;
+        bool options = next == EXTENSION_HOP_BY_HOP || next == EXTENSION_ROUTING || next == EXTENSION_DESTINATION;
+        if (!options && !(all && (next == EXTENSION_FRAGMENT || next == EXTENSION_AUTHENTICATION)))
+            return at;
+        if (at + 8 > packet->size || (next == EXTENSION_FRAGMENT && (read16(data + at + 2) & 0xFFF8) != 0))
+            return 0;
+        *protocol = data[at];
+        if (next == EXTENSION_FRAGMENT)
+            at += 8;
+        else if (next == EXTENSION_AUTHENTICATION)
+            at += (data[at + 1] + 2u) * 4;
+        else
+            at += (data[at + 1] + 1u) * 8;
+    }
+}
+
 uint64_t packet_pseudo_header(const struct packet *packet, unsigned protocol, uint32_t length)
 {
     uint8_t tail[8];
@@ -113,7 +134,15 @@ static size_t unreachable4(const struct packet *packet, const uint8_t *source, u
     size_t header = packet->ip_length;
     if ((read16(data + 6) & 0x1FFF) != 0 || !is_host4(data + 12) || data[16] >= 224)
         return 0;
-    if (data[9] == PROTOCOL_ICMP && (packet->size == header || !is_icmp_query(data[header])))
+    size_t at = header;
+    uint8_t protocol = data[9];
+    while (protocol == EXTENSION_AUTHENTICATION) {
+        if (at + 8 > packet->size)
+            return 0;
+        protocol = data[at];
+        at += (data[at + 1] + 2u) * 4;
+    }
+    if (protocol == PROTOCOL_ICMP && (at >= packet->size || !is_icmp_query(data[at])))
         return 0;
     if (checksum(data, header) != 0)
         return 0;
@@ -139,20 +168,16 @@ static size_t unreachable4(const struct packet *packet, const uint8_t *source, u
 static size_t unreachable6(const struct packet *packet, const uint8_t *source, uint8_t *error)
 {
     const uint8_t *data = packet->data;
-    size_t size = packet->size, at = 40;
-    unsigned next = data[6];
+    size_t size = packet->size;
     if (!is_host6(data + 8) || data[24] == 0xFF)
         return 0;
-    /* An ICMP error may hide behind extension headers: hop-by-hop, routing, fragment, destination options. */
-    while (next == 0 || next == 43 || next == 44 || next == 60) {
-        if (at + 8 > size || (next == 44 && (read16(data + at + 2) & 0xFFF8) != 0))
-            return 0;
-        size_t length = next == 44 ? 8 : (data[at + 1] + 1u) * 8;
-        next = data[at];
-        at += length;
-    }
+    /* An ICMP error may hide behind extension headers. */
+    uint8_t protocol;
+    uint32_t at = packet_walk(packet, true, &protocol);
+    if (at == 0)
+        return 0;
     /* Types below 128 are errors, 137 is a redirect. */
-    if (next == PROTOCOL_ICMPV6 && (at >= size || data[at] < 128 || data[at] == 137))
+    if (protocol == PROTOCOL_ICMPV6 && (at >= size || data[at] < 128 || data[at] == 137))
         return 0;
     size_t quote = size < LARGEST_ERROR - 48 ? size : LARGEST_ERROR - 48;
     size_t total = 48 + quote;

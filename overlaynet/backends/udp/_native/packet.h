@@ -9,9 +9,18 @@
 #include "checksum.h"
 
 enum { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_ICMPV6 = 58 };
+/* IPv6 extension headers (RFC 8200 section 4); the authentication header (RFC 4302) may stand before IPv4's transport, too. */
+enum { EXTENSION_HOP_BY_HOP = 0, EXTENSION_ROUTING = 43, EXTENSION_FRAGMENT = 44, EXTENSION_AUTHENTICATION = 51,
+       EXTENSION_DESTINATION = 60 };
 enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_PSH = 8, TCP_ACK = 16, TCP_URG = 32, TCP_ECE = 64, TCP_CWR = 128 };
 
-enum { LARGEST_PACKET = 65535, LARGEST_HEADERS = 60 + 60 };
+enum {
+    LARGEST_PACKET = 65535,
+    /* Of IP without extension headers, and TCP. */
+    LARGEST_PLAIN_HEADERS = 60 + 60,
+    /* With extension headers: four, as RFC 8200 section 4.1 orders them, each as long as one can be. */
+    LARGEST_HEADERS = 40 + 4 * 2048 + 60,
+};
 
 /* Why a packet was not carried: the values of the class Drop in engine.py. */
 enum drop {
@@ -81,6 +90,11 @@ struct address address_read(const uint8_t *at, unsigned version);
 
 /* Read the packet that `size` bytes at `data` are; DROP_NONE if they are one whole IP packet, no less and no more. */
 enum drop packet_read(uint8_t *data, size_t size, struct packet *packet);
+
+/* Walk the extension headers of an IPv6 packet. Returns the offset of what follows them, and sets `protocol` to what that is;
+ * or returns zero if the packet ends before, or is a fragment other than the first. `all` false: walk only those that the
+ * kernel itself segments behind, which are hop-by-hop options, routing and destination options. */
+uint32_t packet_walk(const struct packet *packet, bool all, uint8_t *protocol);
 
 /* The sum of a packet's pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) with a transport length. */
 uint64_t packet_pseudo_header(const struct packet *packet, unsigned protocol, uint32_t length);

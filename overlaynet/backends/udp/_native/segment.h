@@ -25,7 +25,13 @@ struct offload_header {
 /* A packet as a run of segments, all with headers of one length. */
 struct segments {
     struct packet packet;
+    /* Bytes before the TCP or UDP header: of IP, with IPv6 extension headers. */
+    uint32_t transport;
+    /* And with the TCP or UDP header. */
     uint32_t header_length;
+    uint8_t protocol;
+    /* The sum of the pseudo-header without the length in it, folded. */
+    uint16_t pseudo_header;
     /* Bytes of payload in each segment; the last may have fewer. */
     uint32_t payload_size;
     uint32_t count;
@@ -34,7 +40,8 @@ struct segments {
 /* Read what a TUN device gave: a packet, and the header before it.
  *
  * A packet that is no run of segments has its checksum completed in place if it asked for that, and counts as a run of
- * one, whose header is empty and whose payload the whole packet is. */
+ * one, whose header is empty and whose payload the whole packet is. Of a packet that is refused, `count` is set all the same:
+ * the number of segments if that could be made out, else one. */
 enum drop segments_read(const struct offload_header *offload, uint8_t *data, size_t size, struct segments *segments);
 
 /* Write the header of one segment to `header`, with all checksums right, and tell where its payload is. */

@@ -243,7 +243,7 @@ static void send_packet(struct worker *worker, const struct table *table, const 
     if (refused == DROP_NONE && !carried(table, packet))
         refused = DROP_UNSUPPORTED;
     if (refused != DROP_NONE) {
-        drop(worker, refused, 1);
+        drop(worker, refused, segments.count);
         return;
     }
     if (segments.count > 1 ? segments.header_length + segments.payload_size > worker->mtu : size > worker->mtu) {
@@ -263,11 +263,11 @@ static void send_packet(struct worker *worker, const struct table *table, const 
         return;
     }
     for (uint32_t i = 0; i < segments.count; i++) {
-        if (worker->message_count == MESSAGES || worker->headers_used + LARGEST_HEADERS > HEADERS_BYTES)
+        if (worker->message_count == MESSAGES || worker->headers_used + segments.header_length > HEADERS_BYTES)
             send_messages(worker);
         uint8_t *header = worker->headers + worker->headers_used, *payload;
         uint32_t length;
-        worker->headers_used += LARGEST_HEADERS;
+        worker->headers_used += (segments.header_length + 15) & ~15u;
         segments_cut(&segments, i, header, &payload, &length);
         enqueue(worker, peer, ecn, (struct iovec){header, segments.header_length}, (struct iovec){payload, length});
     }

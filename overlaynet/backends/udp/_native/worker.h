@@ -24,7 +24,8 @@ enum {
     /* Segments in one send: UDP_MAX_SEGMENTS of all kernels; and bytes: the payload of the largest datagram. */
     SEGMENTS = 64,
     SEGMENTED_BYTES = 65507,
-    HEADERS_BYTES = 4 * SEGMENTS * LARGEST_HEADERS,
+    /* The headers of segments lie here, closely packed. */
+    HEADERS_BYTES = 32 * 1024,
     /* What is read out of the device in one burst lies here, closely packed. */
     ARENA_BYTES = 512 * 1024,
     DATAGRAMS = 8,

@@ -1,0 +1,31 @@
+"""The native engine's C sources under the sanitizers: a bounded fuzz from the corpora, and swaps of the table under traffic."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.fuzzing import HERE, TARGETS, build, compile_c, fuzz
+
+ENGINE = ("packet", "segment", "coalesce", "table", "worker", "send", "receive", "engine")
+FUZZ_SECONDS = 10
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_fuzzer_finds_nothing(tmp_path: Path, target: str) -> None:
+    build(target, tmp_path / "fuzz")
+    shutil.copytree(HERE / "corpus" / target, tmp_path / "corpus")
+    run = fuzz(tmp_path / "fuzz", tmp_path / "corpus", FUZZ_SECONDS)
+    # What it does not reach are checks that fail, sums of the sanitizers, and what only a kernel can do.
+    assert run.covered > run.edges / 4
+    assert run.inputs > len(list((HERE / "corpus" / target).iterdir()))
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_table_is_swapped_without_a_race(tmp_path: Path, sanitizer: str) -> None:
+    program = tmp_path / "swap"
+    compile_c(os.environ.get("CC", "gcc"), program, "swap_tables.c", ENGINE, f"-fsanitize={sanitizer}")
+    done = subprocess.run([program, "3000"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
