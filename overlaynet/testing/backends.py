@@ -13,22 +13,22 @@ Without root, the backend's device has to be a stand-in. With root, the tests ru
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
-from overlaynet import network as documents
 from overlaynet.drivers import Backend, Driver
 from overlaynet.errors import BackendError
-from overlaynet.model import Device, Lease, LeaseData, Peer, Subnets, Underlay
+from overlaynet.model import Device, Lease, LeaseData, Peer, Underlay
 from overlaynet.network import Network
 from overlaynet.testing._requirements import pytest
 from overlaynet.testing.conformance import PATIENCE, DriverConformance, Resources, interrupt, interruptions, promptly
+from overlaynet.testing.far_hosts import FarHost, numbered_peer, overlay, subnet_of, subnets_of, underlay_at
+from overlaynet.testing.pretended import datagram
 
 MakeBackend: TypeAlias = Callable[[], Backend]
 MakePeer: TypeAlias = Callable[[int], Peer]
@@ -40,28 +40,10 @@ LIFE = ("made", "opened", "started", "given peers", "running")
 
 SILENCE = 0.3
 """Seconds in which a packet would have come that must not come."""
-_HEADERS = 28
-"""Bytes that IPv4 and UDP add to a payload."""
-
-
-class FarHost(abc.ABC):
-    """Another host, which runs the same backend, with a container on either: what the laws on delivery need."""
-
-    @abc.abstractmethod
-    async def join(self, network: Network, near: Peer) -> Peer:
-        """Bring the backend up on the far host, with ``near`` as its only peer; return how it is to be told of."""
-
-    @abc.abstractmethod
-    async def use(self, backend: Backend, peers: Sequence[Peer]) -> None:
-        """Do what the near host's router would: apply ``backend.routes(peers)``."""
-
-    @abc.abstractmethod
-    async def send(self, payload: bytes) -> None:
-        """Send a UDP datagram from the near container to the far one. That it cannot be sent is no error."""
-
-    @abc.abstractmethod
-    async def receive(self) -> bytes:
-        """The payload of the next datagram that has come, or comes, to the far container."""
+_HEADERS = {4: 28, 6: 48}
+"""Bytes that IP and UDP add to a payload, by IP version."""
+_VERSIONS = pytest.mark.parametrize("ip_version", [4, 6], ids=["ipv4", "ipv6"])
+_LIES = ("unknown sender", "spoofed source", "foreign destination")
 
 
 @attrs.define
@@ -105,6 +87,8 @@ class BackendConformance(DriverConformance):
 
     axis = "backend"
     capabilities: ClassVar[Mapping[str, str]] = {
+        "ipv4": "it carries packets of IPv4",
+        "ipv6": "it carries packets of IPv6",
         "conflicts": "a second one on the same host, with the same options, is refused",
         "routes": "packets reach its device by routes",
         "earlier runs": "what it makes outlives a process that crashes, and is found by the next",
@@ -112,13 +96,16 @@ class BackendConformance(DriverConformance):
         "write counts": "its changes to the host can be counted; needs the fixture `count_writes`",
         "repair": "what it made can be disturbed by hand; needs the fixture `disturb`",
         "changes": "it notices by itself when what it made is disturbed",
+        "lost devices": "its device can be taken away, with its name; needs the fixture `take_device`",
         "failure": "it can be made unable to carry packets for good; needs the fixture `break_it`",
         "delivery": "it carries packets; needs the fixture `far_host`",
+        "sender checks": "it delivers only what a peer may send; needs the fixture `far_host`",
     }
     optional_fixtures: ClassVar[Mapping[str, str]] = {
         "observe": "observation",
         "count_writes": "write counts",
         "disturb": "repair",
+        "take_device": "lost devices",
         "break_it": "failure",
         "far_host": "delivery",
     }
@@ -129,21 +116,29 @@ class BackendConformance(DriverConformance):
         raise NotImplementedError("override the fixture 'make_backend'")
 
     @pytest.fixture
-    def network(self) -> Network:
+    def ip_version(self) -> int:
+        """The IP version of overlay and underlay in tests that are not about it, which know others by their parameters."""
+        return 6 if "ipv4" in self.lacks else 4
+
+    @pytest.fixture(autouse=True)
+    def _skip_other_ip_versions(self, ip_version: int) -> None:
+        self.needs(f"ipv{ip_version}")
+
+    @pytest.fixture
+    def network(self, ip_version: int) -> Network:
         """The overlay."""
-        return documents.parse('{"Network": "10.244.0.0/16"}')
+        return overlay(ip_version)
 
     @pytest.fixture
-    def underlay(self) -> Underlay:
+    def underlay(self, ip_version: int) -> Underlay:
         """How this host is attached to the others; an interface that the backend may ask the kernel for has to exist."""
-        address = IPv4Address("127.0.0.1")
-        return Underlay("lo", 1500, ipv4=address, public_ipv4=address)
+        return underlay_at(ip_address("127.0.0.1" if ip_version == 4 else "::1"))
 
     @pytest.fixture
-    def lease(self, underlay: Underlay) -> Lease:
+    def lease(self, underlay: Underlay, ip_version: int) -> Lease:
         """What this host has leased, but for the data that the backend publishes."""
         return Lease(
-            Subnets(IPv4Network("10.244.1.0/24")),
+            subnets_of(1, ip_version),
             underlay.public_ipv4,
             underlay.public_ipv6,
             node="near",
@@ -151,15 +146,12 @@ class BackendConformance(DriverConformance):
         )
 
     @pytest.fixture
-    def make_peer(self) -> MakePeer:
-        """The peer with a number between 2 and 99. Override it if the backend publishes data that its peers need."""
+    def make_peer(self, ip_version: int) -> MakePeer:
+        """The peer with a number between 2 and 99. Override it if the backend publishes data that its peers need.
 
-        def make(number: int) -> Peer:
-            return Peer(
-                Subnets(IPv4Network(f"10.244.{number}.0/24")), IPv4Address(f"192.0.2.{number}"), node=f"peer-{number}"
-            )
-
-        return make
+        :func:`overlaynet.testing.far_hosts.numbered_peer` is such a peer without data.
+        """
+        return lambda number: numbered_peer(number, ip_version)
 
     @pytest.fixture
     def observe(self) -> Observe:
@@ -178,6 +170,11 @@ class BackendConformance(DriverConformance):
     def disturb(self) -> Callable[[], None]:
         """Changes by hand what a backend with peers 2 and 3 has made, in a way that :meth:`observe` sees."""
         self.not_overridden("disturb")
+
+    @pytest.fixture
+    def take_device(self) -> Callable[[], None]:
+        """Deletes the backend's device by hand, and gives its name to another that is not the backend's."""
+        self.not_overridden("take_device")
 
     @pytest.fixture
     def break_it(self) -> Callable[[Backend], None]:
@@ -245,13 +242,14 @@ class BackendConformance(DriverConformance):
         for value in (data.ipv4, data.ipv6):
             assert json.loads(json.dumps(value, allow_nan=False)) == value
 
+    @_VERSIONS
     async def test_it_names_a_device_whose_packets_fit_into_the_underlay(
-        self, bring: Bring, underlay: Underlay
+        self, bring: Bring, underlay: Underlay, ip_version: int
     ) -> None:
         device = (await bring("started")).device
         assert isinstance(device, Device)
         assert device.name
-        assert 68 <= device.mtu <= underlay.mtu
+        assert (68 if ip_version == 4 else 1280) <= device.mtu <= underlay.mtu
 
     @pytest.mark.parametrize("point", LIFE[1:])
     async def test_it_can_be_closed_at_any_point_and_twice(self, bring: Bring, point: str) -> None:
@@ -424,7 +422,10 @@ class BackendConformance(DriverConformance):
         await alive.backend.set_peers([make_peer(3), make_peer(2)])
         assert count_writes() == 0
 
-    async def test_peers_are_replaced_as_a_whole(self, bring: Bring, make_peer: MakePeer, observe: Observe) -> None:
+    @_VERSIONS
+    async def test_peers_are_replaced_as_a_whole(
+        self, bring: Bring, make_peer: MakePeer, observe: Observe, ip_version: int
+    ) -> None:
         alive = await bring("started")
         none = observe()
         await alive.backend.set_peers([make_peer(2), make_peer(3)])
@@ -437,12 +438,13 @@ class BackendConformance(DriverConformance):
         await alive.backend.set_peers([])
         assert observe() == none
 
+    @_VERSIONS
     async def test_a_peer_that_moves_is_reached_where_it_is_now(
-        self, bring: Bring, make_peer: MakePeer, observe: Observe
+        self, bring: Bring, make_peer: MakePeer, observe: Observe, ip_version: int
     ) -> None:
         alive = await bring("given peers")
         before = observe()
-        moved = attrs.evolve(make_peer(3), public_ipv4=make_peer(93).public_ipv4, data=make_peer(93).data)
+        moved = attrs.evolve(make_peer(93), subnets=make_peer(3).subnets, node=make_peer(3).node)
         await alive.backend.set_peers([make_peer(2), moved])
         assert observe() != before
         await alive.backend.set_peers([make_peer(2), make_peer(3)])
@@ -502,7 +504,11 @@ class BackendConformance(DriverConformance):
         alive = await bring("running")
         narrower = attrs.evolve(underlay, mtu=underlay.mtu - 100)
         device = await promptly(alive.backend.set_underlay(narrower))
-        assert device is None or 68 <= device.mtu <= narrower.mtu - (underlay.mtu - alive.device.mtu)
+        if device is None:
+            # What has nothing to do with the underlay may stay as it is, if it fits all the same.
+            assert alive.device.mtu <= narrower.mtu
+        else:
+            assert 68 <= device.mtu <= narrower.mtu - (underlay.mtu - alive.device.mtu)
         assert await promptly(alive.backend.set_underlay(underlay)) in (None, alive.device)
         assert not alive.running.done()
 
@@ -518,8 +524,9 @@ class BackendConformance(DriverConformance):
 
     # Routes and status
 
+    @_VERSIONS
     async def test_routes_lead_to_every_peer_and_nowhere_else(
-        self, bring: Bring, make_peer: MakePeer, network: Network, lease: Lease
+        self, bring: Bring, make_peer: MakePeer, network: Network, lease: Lease, *, ip_version: int
     ) -> None:
         self.needs("routes")
         alive = await bring("given peers")
@@ -533,6 +540,17 @@ class BackendConformance(DriverConformance):
             for subnet in peer.subnets:
                 assert any(_within(subnet, destination) for destination in destinations), f"no route to {subnet}"
         assert all(route.kind == "unicast" and route.device for route in routes)
+
+    async def test_what_cannot_be_reached_has_no_route(
+        self, bring: Bring, make_peer: MakePeer, take_device: Callable[[], None]
+    ) -> None:
+        alive = await bring("given peers")
+        peers = [make_peer(2), make_peer(4)]
+        take_device()
+        with pytest.raises(BackendError) as caught:
+            await promptly(alive.backend.set_peers(peers))
+        assert alive.device.name in str(caught.value)
+        assert list(alive.backend.routes(peers)) == []
 
     async def test_routes_for_the_same_peers_are_the_same(self, bring: Bring, make_peer: MakePeer) -> None:
         alive = await bring("given peers")
@@ -559,18 +577,81 @@ class BackendConformance(DriverConformance):
 
     # Packets
 
+    @_VERSIONS
     async def test_packets_arrive_as_they_were_sent(
-        self, bring: Bring, network: Network, lease: Lease, far_host: FarHost
+        self, bring: Bring, network: Network, lease: Lease, far_host: FarHost, *, ip_version: int
     ) -> None:
         alive = await bring("started")
         far = await far_host.join(network, _as_peer(lease, alive.data))
         await alive.backend.set_peers([far])
         await far_host.use(alive.backend, [far])
-        largest = alive.device.mtu - _HEADERS
+        largest = alive.device.mtu - _HEADERS[ip_version]
         for length in (0, 1, largest - 1, largest):
             payload = bytes(index % 251 for index in range(length))
             await far_host.send(payload)
             assert await promptly(far_host.receive()) == payload
+
+    async def test_a_packet_larger_than_the_device_takes_does_not_arrive(
+        self, bring: Bring, network: Network, lease: Lease, far_host: FarHost, ip_version: int
+    ) -> None:
+        alive = await bring("started")
+        far = await far_host.join(network, _as_peer(lease, alive.data))
+        await alive.backend.set_peers([far])
+        await far_host.use(alive.backend, [far])
+        await far_host.send(bytes(alive.device.mtu - _HEADERS[ip_version] + 1))
+        await far_host.send(b"the next one")
+        assert await promptly(far_host.receive()) == b"the next one"
+
+    @_VERSIONS
+    async def test_packets_arrive_after_the_underlay_has_got_another_address(
+        self, bring: Bring, network: Network, lease: Lease, far_host: FarHost, *, ip_version: int
+    ) -> None:
+        alive = await bring("started")
+        far = await far_host.join(network, _as_peer(lease, alive.data))
+        await alive.backend.set_peers([far])
+        await far_host.use(alive.backend, [far])
+        await far_host.send(b"before")
+        assert await promptly(far_host.receive()) == b"before"
+        underlay = far_host.move()
+        await promptly(alive.backend.set_underlay(underlay))
+        moved = attrs.evolve(lease, public_ipv4=underlay.public_ipv4, public_ipv6=underlay.public_ipv6)
+        await far_host.meet(_as_peer(moved, alive.data))
+        await alive.backend.set_peers([far])
+        await far_host.use(alive.backend, [far])
+        await _until(far_host.send, b"after", far_host.receive)
+
+    @pytest.mark.parametrize("lie", _LIES)
+    @_VERSIONS
+    async def test_only_what_a_peer_may_send_is_delivered(
+        self,
+        bring: Bring,
+        network: Network,
+        lease: Lease,
+        make_peer: MakePeer,
+        *,
+        far_host: FarHost,
+        lie: str,
+        ip_version: int,
+    ) -> None:
+        self.needs("sender checks")
+        alive = await bring("started")
+        near = _as_peer(lease, alive.data)
+        far = await far_host.join(network, near)
+        await alive.backend.set_peers([make_peer(3)] if lie == "unknown sender" else [far, make_peer(3)])
+        source, destination = next(iter(far.subnets))[1], next(iter(near.subnets))[1]
+        lied_source = subnet_of(3, ip_version)[1] if lie == "spoofed source" else source
+        lied_destination = subnet_of(77, ip_version)[1] if lie == "foreign destination" else destination
+        if lie == "foreign destination":
+            await far_host.meet(attrs.evolve(near, subnets=subnets_of(77, ip_version)))
+        await far_host.inject(datagram(lied_source, lied_destination, b"a lie"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(SILENCE):
+                payload = await far_host.delivered()
+                pytest.fail(f"delivered in spite of its {lie}: {payload!r}")
+        await alive.backend.set_peers([far, make_peer(3)])
+        await far_host.meet(near)
+        honest = datagram(source, destination, b"the truth")
+        await _until(far_host.inject, honest, far_host.delivered, b"the truth")
 
     @pytest.mark.parametrize("others", [False, True], ids=["no peer stays", "another comes"])
     async def test_a_peer_that_was_removed_is_sent_nothing(
@@ -606,6 +687,29 @@ class BackendConformance(DriverConformance):
             await changing
             await far_host.send(b"%d at last" % count)
             assert await promptly(far_host.receive()) == b"%d at last" % count
+
+
+async def _until(
+    send: Callable[[bytes], Awaitable[None]],
+    what: bytes,
+    receive: Callable[[], Awaitable[bytes]],
+    payload: bytes | None = None,
+) -> None:
+    """Send it until it arrives, for a connection may have to be made first; nothing else may come."""
+
+    async def arrival() -> bytes:
+        return await receive()
+
+    arriving = asyncio.create_task(arrival(), name="what arrives")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not arriving.done():
+                await send(what)
+                await asyncio.wait({arriving}, timeout=0.1)
+    finally:
+        arriving.cancel()
+        await asyncio.wait({arriving})
+    assert arriving.result() == (what if payload is None else payload)
 
 
 async def _follow(backend: Backend) -> None:

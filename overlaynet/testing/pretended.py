@@ -61,6 +61,7 @@ class PretendedHosts:
     def __init__(self) -> None:
         self._devices: dict[tuple[str, str], PretendedTun] = {}
         self._here: ContextVar[str] = ContextVar("host", default="near")
+        self._taken: set[tuple[str, str]] = set()
         self._made = 0
         self._patch = mock.patch.object(TunDevice, "make", self._make)
 
@@ -86,6 +87,10 @@ class PretendedHosts:
         """The devices of a host, by name."""
         return {name: device for (where, name), device in self._devices.items() if where == host}
 
+    def occupy(self, name: str) -> None:
+        """Have the name be that of another device on the host ``near``, whoever's."""
+        self._taken.add(("near", name))
+
     async def _make(self, name: str, *, offload_header: bool = False, **how: object) -> PretendedTun:
         await asyncio.sleep(0)
         if offload_header:
@@ -93,7 +98,7 @@ class PretendedHosts:
                 f"the device {name} is pretended, and offloads nothing; the udp backend needs its Python engine"
             )
         key = (self._here.get(), name)
-        if key in self._devices:
+        if key in self._devices or key in self._taken:
             raise BackendError(f"the device {name} belongs to another overlaynet that is running")
         self._made += 1
         device = self._devices[key] = PretendedTun(name, self._made, self._remove)

@@ -19,6 +19,7 @@ class TestFakeBackend(BackendConformance):
         "repair": "nobody can disturb a fake",
         "changes": "nobody can disturb a fake",
         "delivery": "a fake that is by itself carries no packets",
+        "sender checks": "a fake that is by itself is sent no packets",
     }
 
     @pytest.fixture
@@ -37,6 +38,10 @@ class TestFakeBackend(BackendConformance):
     @pytest.fixture
     def observe(self, backends: list[FakeBackend]) -> Observe:
         return lambda: [set(backend.peers) for backend in backends if not backend.closed and backend.peers]
+
+    @pytest.fixture
+    def take_device(self, backends: list[FakeBackend]) -> Callable[[], None]:
+        return lambda: backends[-1].lose("the device overlay0 is gone")
 
     @pytest.fixture
     def break_it(self) -> Callable[[Backend], None]:

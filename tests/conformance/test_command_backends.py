@@ -23,6 +23,8 @@ class TestAllocBackend(BackendConformance):
         "repair": _NOTHING,
         "failure": "it has nothing that could fail",
         "delivery": "others carry the packets",
+        "sender checks": "others carry the packets",
+        "lost devices": _NOTHING,
     }
 
     @pytest.fixture
@@ -39,6 +41,8 @@ class TestExtensionBackend(BackendConformance):
         "repair": "what the commands make is not known",
         "failure": "it has nothing of its own that could fail",
         "delivery": "others carry the packets",
+        "sender checks": "others carry the packets",
+        "lost devices": "what the commands make is not known",
     }
 
     @pytest.fixture

@@ -1,30 +1,26 @@
 """The laws of backends, for those whose packets stay in the kernel, on a real one."""
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar
 
+import attrs
 import pytest
 
 from overlaynet.backends.host_gw import HostGwBackend
 from overlaynet.backends.vxlan import VxlanBackend
 from overlaynet.drivers import Backend
-from overlaynet.model import LeaseData, Peer, Subnets
+from overlaynet.model import JSON, LeaseData, Peer
 from overlaynet.testing import KernelBackendConformance
 from overlaynet.testing.backends import MakeBackend, MakePeer, Observe
+from overlaynet.testing.far_hosts import numbered_peer
 from overlaynet.testing.hosts import HostPair
-
-
-def peer(number: int, data: LeaseData) -> Peer:
-    """The peer with a number, and what its backend publishes."""
-    subnet, host = IPv4Network(f"10.244.{number}.0/24"), IPv4Address(f"192.0.2.{number}")
-    return Peer(Subnets(subnet), host, node=f"peer-{number}", data=data)
 
 
 class TestVxlan(KernelBackendConformance):
     lacks: ClassVar[Mapping[str, str]] = {
         "failure": "a device that is deleted is made again",
         "changes": "they are left to the audit",
+        "sender checks": "the kernel decapsulates whatever comes; who may send it is for a firewall to say",
     }
 
     @pytest.fixture
@@ -32,8 +28,13 @@ class TestVxlan(KernelBackendConformance):
         return lambda: VxlanBackend(VxlanBackend.Options())
 
     @pytest.fixture
-    def make_peer(self) -> MakePeer:
-        return lambda number: peer(number, LeaseData("vxlan", {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}))
+    def make_peer(self, ip_version: int) -> MakePeer:
+        def make(number: int) -> Peer:
+            published: JSON = {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
+            data = LeaseData("vxlan", published) if ip_version == 4 else LeaseData("vxlan", ipv6=published)
+            return attrs.evolve(numbered_peer(number, ip_version), data=data)
+
+        return make
 
     @pytest.fixture
     def crash(self) -> Callable[[Backend], None]:
@@ -49,6 +50,8 @@ class TestVxlan(KernelBackendConformance):
 class TestHostGw(KernelBackendConformance):
     lacks: ClassVar[Mapping[str, str]] = {
         "failure": "it has nothing that could fail",
+        "lost devices": "it makes none",
+        "sender checks": "packets come as they are; who may send them is for a firewall to say",
         "repair": "it makes nothing that could be disturbed",
         "changes": "it makes nothing that could be disturbed",
         "earlier runs": "it leaves nothing behind: its routes are the router's",
@@ -68,8 +71,8 @@ class TestHostGw(KernelBackendConformance):
         return make
 
     @pytest.fixture
-    def make_peer(self) -> MakePeer:
-        return lambda number: peer(number, LeaseData("host-gw"))
+    def make_peer(self, ip_version: int) -> MakePeer:
+        return lambda number: attrs.evolve(numbered_peer(number, ip_version), data=LeaseData("host-gw"))
 
     @pytest.fixture
     def observe(self, hosts: HostPair, backends: list[Backend]) -> Observe:

@@ -12,7 +12,6 @@ import pytest
 from overlaynet.api import Backend, Device, Lease, LeaseData, PacketDevice, Peer, Route, Underlay
 from overlaynet.api import Network as Parameters
 from overlaynet.backends.udp import UdpBackend
-from overlaynet.templates.backend import ExampleBackend
 from overlaynet.testing import VIRTUAL_CLOCK, Network, sockets
 from overlaynet.testing.flow import Kind
 
@@ -25,7 +24,26 @@ UDP: dict[str, Any] = {
     "patience": 1.0,
     "document": {"Network": "10.244.0.0/16"},
 }
-ROUTED: dict[str, Any] = {"backend": ExampleBackend, "backend_options": {"Type": "example"}}
+
+
+class Routed(Backend):
+    """Routes packets for a peer to its host, unchanged."""
+
+    async def open(self, network: Parameters, underlay: Underlay) -> LeaseData:
+        self._underlay = underlay
+        return LeaseData("example")
+
+    async def start(self, lease: Lease) -> Device:
+        return Device(self._underlay.interface, self._underlay.mtu, instance="example")
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None: ...
+
+    def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        interface = self._underlay.interface
+        return [Route(subnet, device=interface, gateway=peer.public_ipv4) for peer in peers for subnet in peer.subnets]
+
+
+ROUTED: dict[str, Any] = {"backend": Routed, "backend_options": {"Type": "example"}}
 
 
 @pytest.fixture
@@ -202,7 +220,7 @@ async def test_a_node_that_crashes_says_no_more(crash: bool) -> None:
 
 async def test_a_backend_that_publishes_another_type_is_told_how_to_be_named() -> None:
     with pytest.raises(AssertionError, match=r"give the network backend_options=\{'Type': 'example'\}"):
-        async with Network(2, backend=ExampleBackend):
+        async with Network(2, backend=Routed):
             pass
 
 

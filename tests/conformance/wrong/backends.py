@@ -13,7 +13,10 @@ import pytest
 from overlaynet.api import (
     Backend,
     BackendError,
+    Delivery,
     Device,
+    Dropped,
+    IPAddress,
     Lease,
     LeaseData,
     Network,
@@ -26,7 +29,9 @@ from overlaynet.api import (
 )
 from overlaynet.model import JSON
 from overlaynet.testing import VIRTUAL_CLOCK
-from overlaynet.testing.backends import BackendConformance, CountWrites, FarHost, MakeBackend, Observe
+from overlaynet.testing.backends import BackendConformance, CountWrites, MakeBackend, Observe
+from overlaynet.testing.far_hosts import FarHost, host_at, numbered_peer, underlay_at
+from overlaynet.testing.packets import parse_ip
 
 
 class Host:
@@ -39,7 +44,12 @@ class Host:
         self.writes = 0
         self.closed_too_early = False
         self.disturbed = asyncio.Event()
+        self.taken = False
+        """Somebody has taken the device away, and its name."""
         self.arrived: asyncio.Queue[bytes] = asyncio.Queue()
+        self.delivered: asyncio.Queue[bytes] = asyncio.Queue()
+        self.near: Peer | None = None
+        """What the far host knows of this one."""
 
 
 @attrs.frozen
@@ -57,6 +67,8 @@ class Model(Backend):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.network: Network | None = None
+        self.underlay: Underlay | None = None
+        self.own: Subnets | None = None
         self.mtu = 0
         self.broken = asyncio.Event()
 
@@ -64,12 +76,13 @@ class Model(Backend):
         if self.host.device is not None:
             raise BackendError(f"the device {self.options.name} belongs to another backend")
         self.host.device = self
-        self.network, self.mtu = network, underlay.mtu - 28
+        self.network, self.underlay, self.mtu = network, underlay, underlay.mtu - 28
         await asyncio.sleep(0)
         return LeaseData("model", {"port": self.options.port})
 
     async def start(self, lease: Lease) -> Device:
         await asyncio.sleep(0)
+        self.own = lease.subnets
         return Device(self.options.name, self.mtu)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -78,13 +91,17 @@ class Model(Backend):
         if self.host.peers != wanted:
             self.host.writes += 1
         self.host.peers = wanted
+        if self.host.taken:
+            raise BackendError(f"the device {self.options.name} is gone, and its name is taken")
 
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
         assert self.network is not None
+        if self.host.taken:
+            return []
         return [Route(overlay, device=self.options.name) for overlay in self.network]
 
     async def set_underlay(self, underlay: Underlay) -> Device | None:
-        self.mtu = underlay.mtu - 28
+        self.underlay, self.mtu = underlay, underlay.mtu - 28
         await asyncio.sleep(0)
         return Device(self.options.name, self.mtu)
 
@@ -107,8 +124,29 @@ class Model(Backend):
 
     def carry(self, payload: bytes) -> None:
         """Send a packet to the far host, if that is a peer."""
-        if any(peer.node == "far" for peer in self.host.peers) and len(payload) + 28 <= self.mtu:
+        if any(peer.node == "far" for peer in self.host.peers) and self.fits(payload):
+            self.send(payload)
+
+    def fits(self, payload: bytes) -> bool:
+        assert self.network is not None
+        return len(payload) + (28 if self.network.ipv4 is not None else 48) <= self.mtu
+
+    def send(self, payload: bytes) -> None:
+        """Send it; the far host takes it if it comes from a peer."""
+        assert self.underlay is not None
+        near = self.host.near
+        if near is not None and (near.public_ipv4 or near.public_ipv6) in self.underlay.addresses:
             self.host.arrived.put_nowait(payload)
+
+    def take(self, packet: bytes, outer: IPAddress) -> None:
+        """Deliver a packet from a host, if it may come from there."""
+        assert self.own is not None
+        with contextlib.suppress(Dropped):
+            self.check(Delivery(self.own, self.host.peers), packet, outer)
+            self.host.delivered.put_nowait(parse_ip(packet).payload)
+
+    def check(self, delivery: Delivery, packet: bytes, outer: IPAddress) -> None:
+        delivery.sender(packet, outer)
 
 
 class Far(FarHost):
@@ -116,7 +154,23 @@ class Far(FarHost):
         self.host = host
 
     async def join(self, network: Network, near: Peer) -> Peer:
-        return Peer(Subnets(IPv4Network("10.244.100.0/24")), node="far")
+        await self.meet(near)
+        return attrs.evolve(numbered_peer(100, 4 if network.ipv4 is not None else 6), node="far")
+
+    async def meet(self, near: Peer) -> None:
+        self.host.near = near
+
+    def move(self) -> Underlay:
+        near = self.host.near
+        assert near is not None
+        return underlay_at(host_at(7, 4 if near.public_ipv4 is not None else 6))
+
+    async def inject(self, packet: bytes) -> None:
+        assert isinstance(self.host.device, Model)
+        self.host.device.take(packet, host_at(100, parse_ip(packet).header.source.version))
+
+    async def delivered(self) -> bytes:
+        return await self.host.delivered.get()
 
     async def use(self, backend: Backend, peers: Sequence[Peer]) -> None: ...
 
@@ -168,6 +222,13 @@ class Suite(BackendConformance):
             host.disturbed.set()
 
         return disturb
+
+    @pytest.fixture
+    def take_device(self, host: Host) -> Callable[[], None]:
+        def take_device() -> None:
+            host.taken = True
+
+        return take_device
 
     @pytest.fixture
     def break_it(self) -> Callable[[Backend], None]:
@@ -294,7 +355,8 @@ class PublishingNoJSON(Model):
 @wrong("test_it_names_a_device_whose_packets_fit_into_the_underlay")
 class TooNarrow(Model):
     async def start(self, lease: Lease) -> Device:
-        return attrs.evolve(await super().start(lease), mtu=60)
+        self.mtu = 60
+        return await super().start(lease)
 
     async def set_underlay(self, underlay: Underlay) -> Device | None:
         await super().set_underlay(underlay)
@@ -360,7 +422,7 @@ class WithARandomInstance(Model):
 
     async def set_underlay(self, underlay: Underlay) -> Device | None:
         await super().set_underlay(underlay)
-        return None
+        return Device(self.options.name, self.mtu, f"model-{id(self)}")
 
 
 @wrong("test_a_second_one_is_refused_and_changes_nothing")
@@ -551,6 +613,25 @@ class KeepingItsMTU(Model):
         return await super().set_underlay(attrs.evolve(underlay, mtu=1500))
 
 
+@wrong("test_packets_fit_into_an_underlay_that_has_changed")
+class BeingTheUnderlay(Model):
+    """Its device is the underlay's own interface, and it says that it has nothing to do with the underlay."""
+
+    async def start(self, lease: Lease) -> Device:
+        assert self.underlay is not None
+        await super().start(lease)
+        return Device(self.options.name, self.underlay.mtu)
+
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        self.underlay = underlay
+        await asyncio.sleep(0)
+        return None
+
+    def fits(self, payload: bytes) -> bool:
+        self.mtu = 1500
+        return super().fits(payload)
+
+
 @wrong("test_setting_the_underlay_can_be_cancelled_anywhere")
 class HoldingOnToTheUnderlay(Model):
     async def set_underlay(self, underlay: Underlay) -> Device | None:
@@ -566,7 +647,23 @@ class HoldingOnToTheUnderlay(Model):
 @wrong("test_routes_lead_to_every_peer_and_nowhere_else")
 class RoutingItsOwnSubnet(Model):
     def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
-        return [*super().routes(peers), Route(IPv4Network("10.244.1.0/24"), device=self.options.name)]
+        routes = super().routes(peers)
+        return [*routes, Route(IPv4Network("10.244.1.0/24"), device=self.options.name)] if routes else []
+
+
+@wrong("test_what_cannot_be_reached_has_no_route")
+class RoutingIntoADeviceThatIsGone(Model):
+    def routes(self, peers: Sequence[Peer]) -> Sequence[Route]:
+        return [Route(subnet, device=self.options.name) for peer in peers for subnet in peer.subnets]
+
+
+@wrong("test_what_cannot_be_reached_has_no_route")
+class KeepingItToItself(Model):
+    """It has no device, and does not say so."""
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        with contextlib.suppress(BackendError):
+            await super().set_peers(peers)
 
 
 @wrong("test_routes_for_the_same_peers_are_the_same")
@@ -596,8 +693,65 @@ class ShowingObjects(Model):
 
 @wrong("test_packets_arrive_as_they_were_sent")
 class CuttingTheLastByte(Model):
+    def send(self, payload: bytes) -> None:
+        super().send(payload[:1000])
+
+
+@wrong("test_packets_arrive_as_they_were_sent")
+class CarryingIPv4Only(Model):
     def carry(self, payload: bytes) -> None:
-        super().carry(payload[:1000])
+        super().carry(payload if self.network is None or self.network.ipv4 is not None else payload[:20])
+
+
+@wrong("test_a_packet_larger_than_the_device_takes_does_not_arrive")
+class CarryingWhatDoesNotFit(Model):
+    def fits(self, payload: bytes) -> bool:
+        return True
+
+
+@wrong("test_packets_arrive_after_the_underlay_has_got_another_address")
+class SendingFromWhereItWas(Model):
+    async def set_underlay(self, underlay: Underlay) -> Device | None:
+        before = self.underlay
+        device = await super().set_underlay(underlay)
+        self.underlay = before
+        return device
+
+
+@wrong("test_only_what_a_peer_may_send_is_delivered")
+class LettingStrangersIn(Model):
+    def check(self, delivery: Delivery, packet: bytes, outer: IPAddress) -> None:
+        with contextlib.suppress(Dropped):
+            super().check(delivery, packet, outer)
+            return
+        if outer in delivery.hosts:
+            raise Dropped("something", "is wrong with what a peer sends")
+
+
+@wrong("test_only_what_a_peer_may_send_is_delivered")
+class LettingAnySourceIn(Model):
+    def check(self, delivery: Delivery, packet: bytes, outer: IPAddress) -> None:
+        try:
+            super().check(delivery, packet, outer)
+        except Dropped as dropped:
+            if dropped.reason != "spoofed_source":
+                raise
+
+
+@wrong("test_only_what_a_peer_may_send_is_delivered")
+class LettingAnyDestinationIn(Model):
+    def check(self, delivery: Delivery, packet: bytes, outer: IPAddress) -> None:
+        try:
+            super().check(delivery, packet, outer)
+        except Dropped as dropped:
+            if dropped.reason != "foreign_destination":
+                raise
+
+
+@wrong("test_only_what_a_peer_may_send_is_delivered")
+class LettingNobodyIn(Model):
+    def check(self, delivery: Delivery, packet: bytes, outer: IPAddress) -> None:
+        raise Dropped("anything", "is refused")
 
 
 @wrong("test_a_peer_that_was_removed_is_sent_nothing")
@@ -606,8 +760,8 @@ class SendingToTheGone(Model):
 
     def carry(self, payload: bytes) -> None:
         self.ever |= any(peer.node == "far" for peer in self.host.peers)
-        if self.ever:
-            self.host.arrived.put_nowait(payload)
+        if self.ever and self.fits(payload):
+            self.send(payload)
 
 
 @wrong("test_packets_to_others_flow_on_while_peers_change")
