@@ -9,8 +9,8 @@ from overlaynet_tls import TlsOptions
 
 MakeOptions = Callable[..., TlsOptions]
 
-ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-ADDRESSES += ("192.0.2.1", "192.0.2.2", "192.0.2.100", "2001:db8::1", "2001:db8::2", "2001:db8::64")
+_LOOPBACK = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+ADDRESSES = (*_LOOPBACK, "192.0.2.1", "192.0.2.2", "192.0.2.100", "2001:db8::1", "2001:db8::2", "2001:db8::64")
 """Those of the suites' hosts, with pretended devices and with real ones."""
 
 
