@@ -109,8 +109,14 @@ class RealLinks(Links):
             else:
                 why = cut or f"lost: it has come out of no device within {self._patience:g} seconds"
                 yield step(packet, Kind.DROPPED, sender, why, to=receiver if cut else None)
+        except _DroppedAt as dropped:
+            if cut and dropped.node is receiver:
+                # A partition is a filter of the receiver's socket: a backend may count what that has kept from it.
+                yield step(packet, Kind.DROPPED, sender, cut, to=receiver)
+            else:
+                yield step(packet, Kind.DROPPED, dropped.node, dropped)
         except Dropped as dropped:
-            yield step(packet, Kind.DROPPED, dropped.node if isinstance(dropped, _DroppedAt) else sender, dropped)
+            yield step(packet, Kind.DROPPED, sender, dropped)
 
     def _forward(self, packet: Packet, receiver: Node | None, route: Route) -> Node:
         """Where the kernel brings what goes, unchanged, to another host. :raises Dropped: if it does not arrive."""

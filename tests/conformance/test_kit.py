@@ -70,7 +70,7 @@ def test_the_examples_of_the_documentation_pass(tmp_path: Path) -> None:
     }
     output = run_pytest(tmp_path, **examples)
     assert re.search(r"\d\d passed, \d+ skipped", output), output
-    assert "failed" not in output
+    assert "failed" not in output, output
 
 
 def test_a_law_that_is_broken_shows_its_values(tmp_path: Path) -> None:
