@@ -56,7 +56,7 @@ MUTATIONS = [
         "a node goes on beyond the end of its lease",
         "law 1",
         "daemon.py",
-        "if asyncio.get_running_loop().time() >= node.deadline:\n            # The store",
+        "if node.keeper.expired:\n            # The store",
         "if False:\n            # The store",
         "unit/test_daemon.py::test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back",
     ),
@@ -332,9 +332,9 @@ MUTATIONS = [
     mutation(
         "an offload that fails is tried again with every packet",
         "law 9",
-        "backends/udp/python_wire.py",
-        "if not self.segmentation.on or monotonic() < self._retry_at:",
-        "if not self.segmentation.on:",
+        "backends/udp/python_engine.py",
+        "peer.singly_until = time.monotonic() + _RETRY",
+        "peer.singly_until = 0.0",
         "unit/test_udp_python_wire.py::test_what_the_kernel_refuses_together_is_sent_singly_for_a_while",
     ),
     mutation(
