@@ -129,8 +129,8 @@ def test_other_tunnels_come_up_and_leave_nothing(name: str, tmp_path: Path, monk
         # No package has it. overlaynet takes flannel's options, and answers for it: how the bench goes about it is tested,
         # and flannel itself is not.
         program = tmp_path / "flanneld"
-        run = f"{sys.executable} -m overlaynet run --backend udp --store etcd --status-socket"
-        program.write_text(f'#!/bin/sh\nexec {run} "{tmp_path}/$$.sock" "$@"\n')
+        run = f"{sys.executable} -m overlaynet run --backend udp --store etcd --state-directory {tmp_path}/state"
+        program.write_text(f'#!/bin/sh\nexec {run} --status-socket "{tmp_path}/$$.sock" "$@"\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert not path.missing(), "scripts/setup test installs them"
