@@ -23,8 +23,8 @@ EXAMPLES =
 examples: setup
 	@scripts/examples $(EXAMPLES)
 
-# The long forms of what the tests do in short: ten minutes under load for each engine, fifty times as many runs of the lease protocol,
-# and at random, and whole fleets of nodes. make soak SECONDS=3600 RUNS=500 NODES=2000 ETCD_NODES=300
+# The long forms of what the tests do in short: ten minutes under load for each engine, fifty times as many runs of the
+# lease protocol, and at random, and whole fleets of nodes. make soak SECONDS=3600 RUNS=500 NODES=2000 ETCD_NODES=300
 SECONDS = 600
 RUNS = 50
 NODES = 1000
