@@ -18,9 +18,17 @@ from requests.adapters import HTTPAdapter
 
 from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.logs import fields
+from overlaynet.stores import _etcd_certificates as certificates
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
-from overlaynet.stores._etcd_errors import EndpointError, NoSpace, OutcomeUnknown, Refused
+from overlaynet.stores._etcd_errors import (
+    ClientNotTrusted,
+    EndpointError,
+    NoSpace,
+    NotValidNow,
+    OutcomeUnknown,
+    Refused,
+)
 from overlaynet.stores._etcd_pools import POOLS
 from overlaynet.stores._etcd_settings import Credentials, Endpoint, Timeouts, TLSFiles
 
@@ -189,7 +197,14 @@ class EtcdClient:
     def connection_failed(self, endpoint: Endpoint, error: Exception) -> EndpointError:
         """What an exception of a library means."""
         failure = errors.from_exception(error, endpoint)
-        return self._explain_tls_end(endpoint) or failure if failure.tls_end else failure
+        if failure.tls_end:
+            failure = self._explain_tls_end(endpoint) or failure
+        text = None
+        if isinstance(failure, NotValidNow):
+            text = certificates.server_problem(endpoint, self._tls, self.timeouts.connect, failure.verdict)
+        elif isinstance(failure, ClientNotTrusted):
+            text = certificates.client_problem(self._tls, untimely=failure.untimely)
+        return failure if text is None else EndpointError(text, executed=False, hopeless=True)
 
     def too_slow(self) -> StoreUnavailable:
         """What to raise when a request is given up that still goes on; the next one begins at another endpoint."""

@@ -84,6 +84,23 @@ MUTATIONS = [
         "if self._context is not None:",
         "faults/test_etcd_security.py::test_a_whole_rotation_goes_unnoticed",
     ),
+    mutation(
+        "the dates of this host's certificate are not looked at",
+        "A certificate has expired, or is not valid yet",
+        "stores/_etcd_client.py",
+        "elif isinstance(failure, ClientNotTrusted):",
+        "elif False:",
+        "faults/test_etcd_security.py::test_a_client_certificate_that_is_not_valid_now_is_named",
+    ),
+    mutation(
+        "of a server's certificate it is only said that it is not valid",
+        "A certificate has expired, or is not valid yet",
+        "stores/_etcd_client.py",
+        "if isinstance(failure, NotValidNow):",
+        "if False:",
+        "faults/test_etcd_security.py::test_a_servers_certificate_that_is_not_valid_now_is_named",
+        "faults/test_etcd_security.py::test_an_authoritys_certificate_that_is_not_valid_now_is_named",
+    ),
     # Leases and peers
     mutation(
         "a lease that was taken is fought for",
@@ -388,6 +405,30 @@ MUTATIONS = [
         "    free(table->prefixes);\n",
         "",
         "unit/test_memory.py::test_swaps_of_the_native_engines_table_leave_nothing",
+    ),
+    mutation(
+        "a signal after the end kills",
+        "A stop is asked for again at the very end",
+        "cli/_signals.py",
+        "signal.signal(number, signal.SIG_IGN)",
+        "signal.signal(number, signal.SIG_DFL)",
+        "unit/test_signals.py::test_signals_at_the_very_end_neither_kill_nor_leave_words",
+    ),
+    mutation(
+        "a misspelt backend is found only in the network document",
+        "A driver is misspelt while the store is away",
+        "joining.py",
+        "            _backend_class(plugins, settings.backend, settings)\n",
+        "            pass\n",
+        "unit/test_joining.py::test_a_backend_that_is_not_installed_is_refused_before_the_store_is_asked",
+    ),
+    mutation(
+        "the product's UUID is for root only",
+        "All interfaces are new at a boot",
+        "identity.py",
+        " or _text(PRODUCT_UUID_COPY)",
+        "",
+        "unit/test_identity.py::test_the_products_uuid_is_the_same_read_by_root_and_from_the_copy_for_others",
     ),
     # Hostile input
     mutation(
