@@ -27,7 +27,8 @@ from overlaynet.testing.relay import Relay
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 30.0
-TOKEN_TTL = 1
+TOKEN_TTL = 2
+"""Seconds; that of a signed token is up to one less, for it counts whole ones."""
 PASSWORD = "open sesame"
 
 OpenTable = Callable[..., Table]
