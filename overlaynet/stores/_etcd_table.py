@@ -165,7 +165,10 @@ class EtcdTable(Table):
         return EtcdRecord(record.key, value, record.version, ttl, before.lease)
 
     def _write(self, key: str, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
-        lease = self._grant(ttl) if ttl != math.inf else 0
+        lease = 0
+        if ttl != math.inf:
+            self._client.hurry(ttl)
+            lease = self._grant(ttl)
         put: dict[str, Any] = {"key": replies.encode(self._key(key)), "value": replies.encode(value), "prev_kv": True}
         if lease:
             put["lease"] = str(lease)
