@@ -87,13 +87,16 @@ class EtcdClient:
         :raises StoreError: wrong credentials, wrong certificates, and what else does not heal.
         """
         failures: dict[Endpoint, EndpointError] = {}
+        took: dict[Endpoint, float] = {}
         began = time.monotonic()
         for endpoint in self.rotation():
+            asked_at = time.monotonic()
             try:
                 result = self._call_endpoint(endpoint, path, body, read, repeatable)
             except EndpointError as error:
                 log.debug("endpoint passed over", extra=fields(endpoint=endpoint, reason=error))
                 failures[endpoint] = error
+                took[endpoint] = time.monotonic() - asked_at
                 self.pass_over(endpoint)
                 if error.executed and not repeatable:
                     raise OutcomeUnknown(self._unserved_text(failures)) from error
@@ -103,6 +106,8 @@ class EtcdClient:
                 slow = time.monotonic() - began > self.timeouts.whole
                 self._first = self.endpoints.index(endpoint) + slow
                 return result
+        # One that has said at once that it cannot is asked first again: not one that hangs.
+        self._first = self.endpoints.index(min(took, key=took.__getitem__))
         raise self.unserved(failures)
 
     def rotation(self) -> Sequence[Endpoint]:

@@ -30,6 +30,22 @@ MUTATIONS = [
         "faults/test_etcd_outages.py::test_a_hung_etcd_is_watched_on_where_no_other_answers",
     ),
     mutation(
+        "a hung member is waited for as long, however short leases are",
+        "A member hangs, and leases are short",
+        "stores/_etcd_table.py",
+        "            self._client.hurry(ttl)\n",
+        "",
+        "faults/test_etcd_daemons.py::test_a_member_that_hangs_costs_no_node_its_lease_however_short_that_is",
+    ),
+    mutation(
+        "a member that hangs is asked first again once all have failed",
+        "A member hangs, and leases are short",
+        "stores/_etcd_client.py",
+        "        self._first = self.endpoints.index(min(took, key=took.__getitem__))\n",
+        "",
+        "unit/test_etcd_client.py::test_after_all_have_failed_one_that_said_so_is_asked_first_and_not_one_that_hangs",
+    ),
+    mutation(
         "a member that failed stays the first to be asked",
         "A member is slow",
         "stores/_etcd_client.py",

@@ -111,6 +111,10 @@ class AttentiveStore(EtcdStore):
     timeouts = Timeouts(connect=5.0, answer=5.0, silence=0.1, patience=5.0)
 
 
+class ImpatientStore(EtcdStore):
+    timeouts = Timeouts(connect=5.0, answer=0.5)
+
+
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     gateway = Gateway()
@@ -209,6 +213,26 @@ async def test_after_an_endpoint_failed_the_next_request_goes_elsewhere(
     assert await table.create("a", b"") is not None
     assert await table.get("a") is None
     assert len(gateway.requests) == 1
+
+
+async def test_after_all_have_failed_one_that_said_so_is_asked_first_and_not_one_that_hangs(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen()
+        hung.settimeout(PATIENCE)
+        address = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        for gateway_ in (gateway, other):
+            gateway_.answers = {"kv/range": [NO_LEADER, EMPTY]}
+        table = open_table(address, gateway.url, other.url, store=ImpatientStore)
+        with pytest.raises(StoreUnavailable, match="no leader"):
+            await table.get("a")
+        assert await table.get("a") is None
+        hung.accept()[0].close()
+        hung.settimeout(0.0)
+        with pytest.raises(BlockingIOError):
+            hung.accept()
 
 
 async def test_a_write_that_surely_did_not_happen_is_sent_elsewhere(
