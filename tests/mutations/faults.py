@@ -110,6 +110,15 @@ MUTATIONS = [
         "faults/test_etcd_security.py::test_half_a_rotation_changes_nothing",
     ),
     mutation(
+        "a full etcd lets all leases end",
+        "etcd is full (`NOSPACE`)",
+        "stores/_etcd_table.py",
+        "            kept = self._keep_alive(record, value, ttl)\n",
+        "            kept = NotKept()\n",
+        "faults/test_etcd_outages.py::test_a_full_etcd_keeps_leases_alive_that_are_renewed_unchanged",
+        "faults/test_etcd_daemons.py::test_packets_go_on_while_etcd_is_full_and_all_heals_once_it_has_room",
+    ),
+    mutation(
         "certificates are read once",
         "Certificates are rotated",
         "stores/_etcd_client.py",
