@@ -41,12 +41,18 @@ class Connection:
         self._too_slow = False
 
     def call(self, path: str, body: Mapping[str, Any], token: str | None) -> object:
-        """Send one request and return its parsed answer. :raises EndpointError: or :exc:`Refused`."""
+        """Send one request and return its parsed answer.
+
+        :raises EndpointError: then the next request opens the socket anew. :raises Refused: if etcd does not want to.
+        """
         with self._in_time():
-            response = self._post(path, body, token)
             try:
-                return replies.parse_json(response.read())
+                return replies.parse_json(self._post(path, body, token).read())
+            except EndpointError:
+                self.close()
+                raise
             except (OSError, http.client.HTTPException, replies.OddReply) as error:
+                self.close()
                 raise self._failed(error) from error
 
     def stream(
@@ -96,6 +102,7 @@ class Connection:
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
         """Break the connection when all this takes too long, although bytes arrive now and then."""
+        self._too_slow = False
         timer = threading.Timer(self._client.timeouts.whole, self._give_up)
         timer.daemon = True
         timer.start()

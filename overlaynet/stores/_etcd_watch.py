@@ -199,7 +199,6 @@ class Watcher:
             self._client.forget_token(self._token)
         else:
             return
-        connection.close()
         self._token = self._client.token(endpoint)
         connection.call("kv/range", one, self._token)
 

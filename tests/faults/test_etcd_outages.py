@@ -287,6 +287,11 @@ async def test_a_hung_etcd_is_watched_on_where_no_other_answers(
                     await asyncio.sleep(0.05)
             relay.flow()
             await until(listings, lambda listing: set(listing) == {"subnets/new"})
+            # And is asked for a sign of life as before.
+            answered = requests(relay, "kv/range")
+            async with asyncio.timeout(PATIENCE):
+                while requests(relay, "kv/range") < answered + 3:
+                    await asyncio.sleep(0.05)
             assert (requests(relay, "watch"), listings_asked_for(relay)) == (1, 1)
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
 

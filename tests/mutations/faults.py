@@ -22,6 +22,14 @@ MUTATIONS = [
         "faults/test_etcd_outages.py::test_an_etcd_that_hangs_for_long_ends_the_watch",
     ),
     mutation(
+        "a member that once did not answer is never heard again",
+        "A member that holds a watch hangs",
+        "stores/_etcd_connection.py",
+        "            except EndpointError:\n                self.close()\n                raise\n",
+        "",
+        "faults/test_etcd_outages.py::test_a_hung_etcd_is_watched_on_where_no_other_answers",
+    ),
+    mutation(
         "a watch leaves a hung member although no other one answers",
         "A member that holds a watch hangs",
         "stores/_etcd_watch.py",
