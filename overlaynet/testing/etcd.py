@@ -360,10 +360,14 @@ class EtcdServer:
 
 
 class EtcdCluster:
-    """Several etcd servers that are one cluster, on 127.0.0.1; used like :class:`EtcdServer`."""
+    """Several etcd servers that are one cluster, at one address; used like :class:`EtcdServer`.
 
-    def __init__(self, size: int = 3) -> None:
-        self.members = [EtcdServer() for _ in range(size)]
+    :param settings: of each, as of :class:`EtcdServer`. In a network namespace, their ports are 2379, 2380 and so on.
+    """
+
+    def __init__(self, size: int = 3, address: str = "127.0.0.1", **settings: Any) -> None:
+        ports = range(2379, 2379 + size) if settings.get("network_namespace") else [None] * size
+        self.members = [EtcdServer(address, port, **settings) for port in ports]
         names = [f"member{number}" for number in range(size)]
         for member, name in zip(self.members, names, strict=True):
             member._name, member._members = name, names

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import os
 import shutil
@@ -20,7 +21,7 @@ from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
-from overlaynet.testing.etcd import Certificates, EtcdServer, make_certificates
+from overlaynet.testing.etcd import Certificates, EtcdCluster, EtcdServer, make_certificates
 from overlaynet.testing.lab import SWITCH_ADDRESS, Host, Lab, wait_until
 from overlaynet.testing.relay import Relay
 
@@ -94,9 +95,9 @@ async def open_table() -> AsyncIterator[OpenTable]:
     opened: list[Table] = []
     prefix = f"/guarded/test{next(_numbers)}"
 
-    def open_table(endpoint: str, **options: Any) -> Table:
+    def open_table(*endpoints: str, **options: Any) -> Table:
         paths = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        opened.append(HastyStore(EtcdOptions(endpoints=(endpoint,), **{"prefix": prefix, **paths})).make_table())
+        opened.append(HastyStore(EtcdOptions(endpoints=endpoints, **{"prefix": prefix, **paths})).make_table())
         return opened[-1]
 
     yield open_table
@@ -379,7 +380,7 @@ def replace(path: Path, by: Path) -> None:
 async def test_a_whole_rotation_goes_unnoticed(
     certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
 ) -> None:
-    """Authority, server and client get new certificates under running clients; no request is refused meanwhile."""
+    """Authority, server and client get new certificates under running clients, all at once, while etcd is away."""
     ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
     with EtcdServer(certificates=theirs, client_certificates=True) as server:
         files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
@@ -400,6 +401,94 @@ async def test_a_whole_rotation_goes_unnoticed(
             assert await table.get("subnets/a") == record
             assert await table.create("subnets/b", b"", 600.0) is not None
             await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
+
+
+async def test_a_rotation_step_by_step_refuses_nothing(
+    certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    """As an operator does it who has three members: both authorities are trusted before any certificate changes.
+
+    Reads and renewals go on all the time, and are counted. One may fail while a member stops, as the others may have to
+    agree on a leader first; and a renewal that was under way there has happened or not, which is looked up, as the daemon
+    does. At no other time one fails, and at none for its certificate.
+    """
+    ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
+    both = tmp_path / "both.crt"
+    both.write_bytes(certificates.cafile.read_bytes() + successor.cafile.read_bytes())
+    served = {"reads": 0, "renewals": 0}
+    stopping = ended = False
+
+    async def read(table: Table) -> None:
+        while not ended:
+            try:
+                assert await table.get("config") is None
+            except StoreUnavailable:
+                if not stopping:
+                    raise
+            else:
+                served["reads"] += 1
+
+    async def renew(table: Table) -> None:
+        record = await table.create("subnets/a", b"", 600.0)
+        while not ended:
+            assert record is not None
+            try:
+                record = await table.replace(record, b"", 600.0)
+            except StoreUnavailable:
+                if not stopping:
+                    raise
+                with contextlib.suppress(StoreUnavailable):
+                    record = await table.get("subnets/a")
+            else:
+                served["renewals"] += 1
+
+    async def more_are_served() -> None:
+        before = dict(served)
+        async with asyncio.timeout(PATIENCE):
+            while not all(served[kind] > before[kind] + 3 for kind in served):
+                await asyncio.sleep(0.01)
+
+    with EtcdCluster(certificates=theirs, client_certificates=True) as cluster:
+
+        async def restart_one_after_another() -> None:
+            nonlocal stopping
+            for member in cluster.members:
+                stopping = True
+                await asyncio.to_thread(member.stop)
+                await more_are_served()
+                stopping = False
+                await more_are_served()
+                await asyncio.to_thread(member.start)
+                await more_are_served()
+
+        def open_one() -> Table:
+            files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
+            return open_table(*cluster.endpoints, **files)
+
+        async with asyncio.TaskGroup() as tasks, aclosing(open_one().watch("subnets/")) as listings:
+            tasks.create_task(read(open_one()))
+            tasks.create_task(renew(open_one()))
+            await until(listings, bool)
+            replace(ours.cafile, both)
+            replace(theirs.cafile, both)
+            await restart_one_after_another()
+            replace(theirs.server_certificate, successor.server_certificate)
+            replace(theirs.server_key, successor.server_key)
+            replace(ours.client_certificate, successor.client_certificate)
+            replace(ours.client_key, successor.client_key)
+            await more_are_served()
+            replace(theirs.cafile, successor.cafile)
+            await restart_one_after_another()
+            replace(ours.cafile, successor.cafile)
+            await more_are_served()
+            ended = True
+            assert await open_one().create("subnets/last", b"", 600.0) is not None
+            await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/last"})
+        # The former ones are of no use any more.
+        files = {"certfile": certificates.client_certificate, "keyfile": certificates.client_key}
+        for cafile in (certificates.cafile, successor.cafile):
+            with pytest.raises(StoreError, match="trust"):
+                await open_table(*cluster.endpoints, cafile=cafile, **files).get("config")
 
 
 async def test_half_a_rotation_changes_nothing(
