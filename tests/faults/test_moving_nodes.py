@@ -212,7 +212,7 @@ def test_an_address_of_ipv6_that_another_host_has_is_not_published() -> None:
         wait_until(lambda: a.status()["public_ipv6"] is None, PATIENCE, "the address to be given up")
         assert a.status()["public_ipv4"] == str(a.address.ip)
         wait_until(lambda: a.status()["problems"] == {}, PATIENCE, "the end of all problems")
-        wait_for_ping(*lab.containers)
+        wait_for_ping(lab.containers[0], lab.containers[1])
         a.namespace.ip(f"address delete {b.address6.ip}/64 dev eth0", f"address add {A_IS_MOVED_TO6} dev eth0")
         wait_until(lambda: a.status()["public_ipv6"] == str(A_IS_MOVED_TO6.ip), PATIENCE, "another to be published")
         assert str(b.address6.ip) not in str([r for r in a.daemon.records if r["message"] == "address published"])  # type: ignore[union-attr]

@@ -453,6 +453,22 @@ MUTATIONS = [
         "",
         "unit/test_memory.py::test_swaps_of_the_native_engines_table_leave_nothing",
     ),
+    mutation(
+        "a process that is being started is forgotten",
+        "A signal comes while a process is being started (the demonstration, and the lab of the tests)",
+        "testing/_processes.py",
+        "        thread.start()\n        thread.join()\n",
+        "        self._work()\n",
+        "net/test_lab.py::test_an_interruption_between_the_begin_of_a_process_and_its_registration_leaves_none",
+    ),
+    mutation(
+        "what is in a session of its own outlives its lab",
+        "A signal comes while a process is being started (the demonstration, and the lab of the tests)",
+        "testing/lab.py",
+        "            _end_all_inside(namespace.name)  # whoever has started it, and while it can be found by the name\n",
+        "",
+        "net/test_lab.py::test_whatever_runs_in_a_lab_ends_with_it",
+    ),
     # Hostile input
     mutation(
         "more than the packet says is delivered",

@@ -184,7 +184,7 @@ def test_an_address_of_ipv6_is_replaced_when_it_is_gone_and_not_before(
 ) -> None:
     current = DUAL if 4 in versions else attrs.evolve(DUAL, ipv4=None, public_ipv4=None)
     found = choose_underlay(with_ipv6(*addresses), Wishes(interfaces=["eth1"], versions=versions), current)
-    assert found == attrs.evolve(current, ipv6=ip_address(chosen), public_ipv6=ip_address(chosen))
+    assert found == attrs.evolve(current, ipv6=IPv6Address(chosen), public_ipv6=IPv6Address(chosen))
 
 
 @pytest.mark.parametrize("versions", [BOTH, (6,)], ids=["dual", "IPv6"])
