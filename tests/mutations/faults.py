@@ -366,6 +366,22 @@ MUTATIONS = [
         "unit/test_daemon.py::test_what_changes_in_the_middle_of_a_round_is_no_trouble",
     ),
     mutation(
+        "whatever has the name now is the device that was made",
+        "Another interface takes the name of a TUN device in between",
+        "tun_device.py",
+        "if link is None or not are_of(name, descriptors):",
+        "if link is None:",
+        "net/test_packet_device.py::test_what_has_taken_the_name_as_soon_as_the_device_was_made_is_left_alone",
+    ),
+    mutation(
+        "whatever has the name is mended",
+        "Another interface takes the name of a TUN device in between",
+        "tun_device.py",
+        "if link is None or link.index != self._index:",
+        "if link is None:",
+        "unit/test_udp_lifecycle.py::test_another_interface_of_the_name_is_not_taken_for_the_device",
+    ),
+    mutation(
         "a device that is lost is not made again",
         "The device is deleted or renamed",
         "backends/udp/backend.py",
