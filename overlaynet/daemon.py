@@ -57,6 +57,8 @@ CHANGE_INTERVAL = 1.0
 """Least seconds between two changes that one source tells of, so that none that never rests keeps the daemon busy."""
 MOST_SHOWN = 100
 """Records in the store which cannot be used that the status lists; the log names all."""
+_PARTS = ("backend", "underlay", "subnet file", "routes")
+"""What is made right in each round, in this order."""
 LASTING = 60.0
 """Seconds after which the loss of a lease is a new trouble, and not the last one going on."""
 
@@ -338,25 +340,35 @@ class Daemon:
 
     async def _reconcile(self, node: _Node) -> bool:
         """Make all what it should be; False if a part could not be: it is reported, and no reason to leave out the others."""
-        well = True
-        for part, step in (
-            ("backend", self._set_peers),
-            ("underlay", self._follow_underlay),
-            ("subnet file", self._write_subnet_file),
-            ("routes", self._apply_routes),
-        ):
-            try:
-                await step(node)
-            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
-                self._health.degraded(part, str(error), hint="trying again")
-                well = False
+        troubles = await self._go_round(node)
+        if troubles.keys() - self._health.problems.keys():
+            # The kernel may have changed in the middle of the round: what is well in the next one is no trouble.
+            troubles = await self._go_round(node)
+        for part in _PARTS:
+            if part in troubles:
+                self._health.degraded(part, troubles[part], hint="trying again")
             else:
                 self._health.recovered(part)
+        well = not troubles
         if well and node.snapshot is not None and not node.ready:
             node.ready = True
             log.info("ready", extra=fields(subnet=node.lease.subnets, device=node.device.name, peers=len(node.peers)))
             self._plugins.notify("overlaynet_ready", lease=node.lease)
         return well
+
+    async def _go_round(self, node: _Node) -> dict[str, str]:
+        """Apply the whole desired state, part by part; the reasons of those that could not be applied."""
+        troubles = {}
+        for part, step in zip(
+            _PARTS,
+            (self._set_peers, self._follow_underlay, self._write_subnet_file, self._apply_routes),
+            strict=True,
+        ):
+            try:
+                await step(node)
+            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
+                troubles[part] = str(error)
+        return troubles
 
     async def _follow_underlay(self, node: _Node) -> None:
         """See how this node is attached to the network of the hosts now. While it is not, all stays as it was."""

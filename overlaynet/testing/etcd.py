@@ -29,6 +29,7 @@ import attrs
 
 from overlaynet.errors import OverlaynetError
 from overlaynet.testing import namespaces
+from overlaynet.testing._processes import ProcessStart
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -162,6 +163,7 @@ class EtcdServer:
         self._name = "default"
         self._members = ["default"]
         self._directory: Path | None = None
+        self._start: ProcessStart | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._notifications: socket.socket | None = None
 
@@ -299,15 +301,18 @@ class EtcdServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         environment["NOTIFY_SOCKET"] = str(notify)
         with (home / f"{self._name}.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                command,
-                cwd=home,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C or hang-up is meant for us: we end it in order
+            self._start = ProcessStart(
+                lambda: subprocess.Popen(  # noqa: S603
+                    command,
+                    cwd=home,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a terminal's Ctrl-C or hang-up is meant for us: we end it in order
+                )
             )
+            self._process = self._start.wait()
 
     def _wait_until_ready(self) -> None:
         process, notifications = self._running(), self._notifications
@@ -330,7 +335,8 @@ class EtcdServer:
         return "; ".join(map(_readable, said[-_LOG_LINES_SHOWN:])) or "none"
 
     def _end(self, with_signal: signal.Signals) -> None:
-        process, self._process = self._process, None
+        process = self._start.give_up() if self._start is not None else None
+        self._start = self._process = None
         if process is not None:
             process.send_signal(with_signal)
             process.send_signal(signal.SIGCONT)  # a paused process acts on no signal but SIGKILL
