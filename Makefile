@@ -43,7 +43,7 @@ soak: setup
 
 # Breaks every law, and many a promise under a fault, on purpose: the tests have to fail. `make test` does a few of them.
 mutations: setup
-	@OVERLAYNET_MUTATIONS=all .venv/bin/python -m pytest -v tests/mutations
+	@OVERLAYNET_MUTATIONS=all .venv/bin/python -m pytest -n $(JOBS) -v tests/mutations
 
 # Ten minutes for each target, of which the tests do seconds; what it comes to know goes into tests/fuzz/corpus: make fuzz SECONDS=3600
 fuzz: setup

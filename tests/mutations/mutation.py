@@ -39,7 +39,10 @@ class Mutation:
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot be applied: its text is not there, or not once."""
+        """Why it cannot be applied: its text is not there, or not once; or there is no such test."""
+        for test in self.tests:
+            if not _exists(test):
+                return f"the mutation {self.name!r} names {test}, which does not exist; name the test that stands for it now"
         count = (_PACKAGE / self.file).read_text().count(self.old)
         if count == 1:
             return None
@@ -47,6 +50,14 @@ class Mutation:
             f"the mutation {self.name!r} no longer fits: overlaynet/{self.file} has the text {self.old!r} {count} times, "
             f"not once; write down the place that breaks {self.breaks!r} now"
         )
+
+
+def _exists(test: str) -> bool:
+    """True if the file of a test, or a suite of :mod:`overlaynet.testing` that it may inherit from, has one of this name."""
+    path, _, within = test.partition("::")
+    name = within.rpartition("::")[2].partition("[")[0]
+    suites = (_PACKAGE / "testing").glob("*.py") if "::" in within else ()
+    return any(f"def {name}(" in file.read_text() for file in (ROOT / path, *suites))
 
 
 def mutation(name: str, breaks: str, file: str, old: str, new: str, *tests: str) -> Mutation:
