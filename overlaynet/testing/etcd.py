@@ -222,7 +222,10 @@ class EtcdServer:
 
     def pause(self) -> None:
         """Let it hang: connections are accepted, and nothing is answered (SIGSTOP)."""
-        self._running().send_signal(signal.SIGSTOP)
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        # Until its last thread has stopped, it may carry out what it is sent.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""
