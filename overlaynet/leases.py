@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 
@@ -159,7 +159,7 @@ class TableStore(Store):
             written = await self.table.replace(held[key], value, network.lease_ttl)
         else:
             written = await self.table.create(key, value, network.lease_ttl)
-            if written is not None and not await self._stands(written, lease):
+            if written is not None and await self._look_again(written, lease) != "stands":
                 written = None
         return None if written is None else _granted(lease, written, network)
 
@@ -176,11 +176,13 @@ class TableStore(Store):
             else:
                 written = await self.table.create(key, value, network.lease_ttl)
             if written is not None:
-                if not known and not await self._stands(written, lease):
+                standing = "stands" if known else await self._look_again(written, lease)
+                if standing == "given back":
                     raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
-                renewed = _granted(lease, written, network)
-                self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
-                return renewed
+                if standing == "stands":
+                    renewed = _granted(lease, written, network)
+                    self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
+                    return renewed
             # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
             # which nobody has checked against the other records yet.
             known = False
@@ -291,20 +293,21 @@ class TableStore(Store):
             raise LeaseLost(f"the lease on {lease.subnets} vanished, and is now reserved for {reservation.holder}")
         return True
 
-    async def _stands(self, written: Record, lease: Lease) -> bool:
-        """Check a new record against all others, and take it back if another lease, or a placeholder, overlaps it.
+    async def _look_again(self, written: Record, lease: Lease) -> Literal["stands", "changed", "given back"]:
+        """Check a new record against all others, and give it back if another lease, or a placeholder, overlaps it.
 
         Equal subnets have equal keys, so the table itself lets only one of two creations through. Subnets of different
         lengths (after a change of the network document) do not: both creators look again after having
         written, so at least the later one sees the other and withdraws.
+
+        :return: ``"changed"`` if it is not what was written any more.
         """
         held = await self.table.list(records.LEASE_PREFIX)
         if held.get(written.key, _EMPTY).version != written.version:
-            return False
+            return "changed"
         if not _overlapped(lease.subnets, held, but=written.key):
-            return True
-        await self.reserved.vacate(written, lease.subnets)
-        return False
+            return "stands"
+        return "given back" if await self.reserved.vacate(written, lease.subnets) else "changed"
 
 
 _EMPTY = Record(key="", value=b"", version="")

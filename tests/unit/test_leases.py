@@ -652,6 +652,20 @@ async def test_a_lease_made_again_without_an_answer_is_checked_at_the_next_renew
     assert list(await table.list("subnets/")) == ["subnets/10.244.0.0-20"]
 
 
+async def test_a_record_that_is_edited_again_while_it_is_written_over_is_written_over_again(
+    store: TableOf, table: Interrupted
+) -> None:
+    """Before, the node was told that an overlapping subnet is leased, and ended."""
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    edited = encode_lease(attrs.evolve(lease, public_ipv4=IPv4Address("192.0.2.99")))
+    await put(table, "subnets/10.244.7.0-24", edited)
+    table.before["list"] = lambda: put(table, "subnets/10.244.7.0-24", edited)
+    renewed = await store.renew(network(), lease)
+    (listed,) = (await store.leases()).leases
+    assert renewed == lease == listed
+    assert (listed.version, listed.ttl) == (renewed.version, TTL)
+
+
 # Releasing
 
 
