@@ -242,7 +242,8 @@ class TableStore(Store):
                 for lease in leases:
                     await self._vacate_if_remnant(lease)
                 snapshot = _snapshot(leases, malformed)
-                if snapshot != previous:
+                # A record that is not as its node wrote it is told again: it may have been right in between, unseen.
+                if snapshot != previous or any(map(self._is_altered, leases)):
                     yield snapshot
                 previous = snapshot
         raise StoreUnavailable(f"the watch of {self} ended")
@@ -258,6 +259,13 @@ class TableStore(Store):
             remnant = Record(records.lease_key(lease.subnets), b"", lease.version)
             if await self.reserved.vacate(remnant, lease.subnets):
                 log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=held.subnets))
+
+    def _is_altered(self, lease: Lease) -> bool:
+        """True if it is the lease of a node of this process, and not as that has written it."""
+        granted = self._granted.get(lease.node)
+        if granted is None or (granted.lease.run, granted.lease.subnets) != (lease.run, lease.subnets):
+            return False
+        return lease != records.as_read(granted.lease)
 
     def _damaged(self, lease: Lease, record: Record) -> bool:
         """True if the record is this node's own, and nobody can read it any more: it may be written over.

@@ -135,6 +135,15 @@ MUTATIONS = [
         "unit/test_lease_keeping.py::test_a_write_of_its_own_is_not_taken_for_an_edit",
     ),
     mutation(
+        "the same edit is told once",
+        "The record of a live node's lease is edited",
+        "leases.py",
+        "if snapshot != previous or any(map(self._is_altered, leases)):",
+        "if snapshot != previous:",
+        "unit/test_lease_keeping.py::"
+        "test_the_same_edit_once_more_is_seen_although_nobody_saw_the_record_put_right_in_between",
+    ),
+    mutation(
         "a record that is edited while it is written over is lost",
         "The record of a live node's lease is edited",
         "leases.py",

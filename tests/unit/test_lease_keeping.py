@@ -249,14 +249,18 @@ async def edit(store: MemoryStore, lease: Lease, **changes: Any) -> Lease:
 
 
 @asynccontextmanager
-async def kept(store: MemoryStore, **more: Any) -> AsyncGenerator[tuple[Lease, LeaseKeeper], None]:
-    """A lease that is kept as a daemon does it, with a lifetime of a day; and as is left to the caller, the keeper."""
-    lease = await store.acquire(network(24 * HOUR), attrs.evolve(REQUEST, data=DATA, **more))
+async def kept(store: MemoryStore, rest: float = 0.0) -> AsyncGenerator[tuple[Lease, LeaseKeeper], None]:
+    """A lease that is kept as a daemon does it, with a lifetime of a day, and its keeper.
+
+    :param rest: seconds in which the watch is not looked at, after each time that it was.
+    """
+    lease = await store.acquire(network(24 * HOUR), attrs.evolve(REQUEST, data=DATA))
     keeping = await keeper(store, lease, 24 * HOUR)
 
     async def watch() -> None:
         async for snapshot in store.watch():
             keeping.look(snapshot)
+            await asyncio.sleep(rest)
 
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(watch()), tasks.create_task(keeping.run())]
@@ -308,6 +312,18 @@ async def test_who_edits_the_record_all_the_time_is_answered_once_a_second(caplo
         assert (await store.leases()).leases == (as_read(lease),)
     told = [record for record in caplog.records if record.message == "lease record altered"]
     assert 9 <= len(told) <= 12
+
+
+async def test_the_same_edit_once_more_is_seen_although_nobody_saw_the_record_put_right_in_between() -> None:
+    store = MemoryStore()
+    async with kept(store, rest=0.5) as (lease, _):
+        await asyncio.sleep(1)
+        for _ in range(2):
+            edited = await edit(store, lease, public_ipv4=IPv4Address("192.0.2.66"))
+            await asyncio.sleep(0.2)
+        assert (await store.leases()).leases == (as_read(edited),)
+        await asyncio.sleep(2)
+        assert (await store.leases()).leases == (as_read(lease),)
 
 
 async def test_what_is_edited_while_the_store_writes_nothing_is_written_again_later() -> None:
