@@ -27,7 +27,7 @@ import pytest
 
 from overlaynet import records
 from overlaynet.errors import StoreError, StoreUnavailable, SubnetsExhausted
-from overlaynet.leases import read_snapshot
+from overlaynet.listings import read_snapshot
 from overlaynet.model import Lease, LeaseRequest
 from overlaynet.network import parse
 from overlaynet.stores._file_directory import Directory

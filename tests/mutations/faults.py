@@ -179,7 +179,7 @@ MUTATIONS = [
     mutation(
         "a node is known by its address",
         "Many nodes behind one address",
-        "leases.py",
+        "choosing.py",
         "            if lease.node:\n                shared = True\n            else:\n                by_address",
         "            if True:\n                by_address",
         "unit/test_leases.py::test_many_nodes_behind_one_address_keep_what_is_theirs",

@@ -64,7 +64,7 @@ MUTATIONS = [
     mutation(
         "a node does not know its own record",
         "law 2",
-        "leases.py",
+        "choosing.py",
         "if lease.node and lease.node == request.node:",
         "if False:",
         "unit/test_leases.py::test_a_restart_keeps_the_subnet_by_the_nodes_identity",
@@ -72,7 +72,7 @@ MUTATIONS = [
     mutation(
         "of several own records the subnet file's is not preferred",
         "law 2",
-        "leases.py",
+        "choosing.py",
         "key=lambda found: found[1] != request.previous)",
         "key=lambda found: found[1] == request.previous)",
         "unit/test_leases.py::test_a_restart_keeps_the_subnet_of_its_file_where_a_remnant_stands_too",
@@ -221,7 +221,7 @@ MUTATIONS = [
     mutation(
         "a record that cannot be read empties the listing",
         "law 6",
-        "leases.py",
+        "listings.py",
         "    return Snapshot(tuple(lease for lease in leases if not records.is_placeholder(lease)), tuple(malformed))",
         "    bad = tuple(malformed)\n"
         "    return Snapshot(tuple(lease for lease in leases if not bad and not records.is_placeholder(lease)), bad)",
@@ -246,7 +246,7 @@ MUTATIONS = [
     mutation(
         "a record that cannot be read is an error",
         "law 6",
-        "leases.py",
+        "listings.py",
         "        return Malformed(record.key, str(error), record.version)",
         "        raise",
         "unit/test_leases.py::test_a_record_that_cannot_be_read_is_reported_and_stays_taken",
@@ -255,8 +255,8 @@ MUTATIONS = [
         "a subnet whose record cannot be read is free",
         "law 6",
         "leases.py",
-        "taken = list(_subnets(held))",
-        "taken = list(_subnets(key for key in held if records.readable_lease(key, held[key].value)))",
+        "taken = list(claimed_subnets(held))",
+        "taken = list(claimed_subnets(key for key in held if records.readable_lease(key, held[key].value)))",
         "unit/test_leases.py::test_a_record_that_cannot_be_read_is_reported_and_stays_taken",
     ),
     # 7. Broken plugins.
