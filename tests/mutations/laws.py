@@ -55,8 +55,8 @@ MUTATIONS = [
     mutation(
         "a node goes on beyond the end of its lease",
         "law 1",
-        "daemon.py",
-        "if node.keeper.expired:\n            # The store",
+        "node.py",
+        "if self.keeper.expired:\n            # The store",
         "if False:\n            # The store",
         "unit/test_daemon.py::test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back",
     ),
@@ -230,16 +230,16 @@ MUTATIONS = [
     mutation(
         "a skipped record is not reported",
         "law 6",
-        "daemon.py",
-        "if problem not in node.rejected:",
+        "node.py",
+        "if problem not in self._rejected:",
         "if False:",
         "unit/test_daemon.py::test_records_that_cannot_be_peers_are_reported_once_and_skipped",
     ),
     mutation(
         "a skipped record is reported again and again",
         "law 6",
-        "daemon.py",
-        "if problem not in node.rejected:",
+        "node.py",
+        "if problem not in self._rejected:",
         "if True:",
         "unit/test_daemon.py::test_records_that_cannot_be_peers_are_reported_once_and_skipped",
     ),
@@ -288,7 +288,7 @@ MUTATIONS = [
     mutation(
         "a store that is down ends the node",
         "law 8",
-        "daemon.py",
+        "node.py",
         '                self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")',
         "                raise",
         "unit/test_daemon.py::test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recovers",
@@ -296,9 +296,9 @@ MUTATIONS = [
     mutation(
         "a store that is down leaves no peers",
         "law 8",
-        "daemon.py",
+        "node.py",
         '                self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")',
-        "                node.snapshot = Snapshot()\n"
+        "                self._snapshot = Snapshot()\n"
         "                self._dirty.set()\n"
         '                self._health.degraded("store", str(error))',
         "unit/test_daemon.py::test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recovers",
