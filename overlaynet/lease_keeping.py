@@ -127,13 +127,6 @@ class LeaseKeeper:
         if self._wanted != self.lease:
             self._due.set()
 
-    def _is_own_writing(self, found: Lease) -> bool:
-        """True if this process wrote what was found: last, just now, or before, if the snapshot is older than that."""
-        own = [self.lease]
-        if self._asked is not None:
-            own.append(attrs.evolve(self._asked, reserved=found.reserved))  # that is the store's to say
-        return as_read(found) in map(as_read, own) or (found.version != "" and found.version == self._former)
-
     async def run(self) -> None:
         """Keep the lease until cancelled.
 
@@ -151,7 +144,6 @@ class LeaseKeeper:
                 self._asked = wanted = attrs.evolve(self._wanted, version=self.lease.version)
                 if wanted != self.lease:
                     event = "address published"
-                former = self.lease.version
                 try:
                     # Beyond the deadline the subnet may be another node's: renewing then proves that it is not.
                     self.lease = await in_time(self._store.renew(self._network, wanted))
@@ -164,7 +156,7 @@ class LeaseKeeper:
                     renew_at = boot_clock.now() + backoff.next()
                 else:
                     backoff.reset()
-                    self._former, self._asked = former, None
+                    self._former, self._asked = wanted.version, None
                     self.deadline = asked_at + self._network.lease_ttl
                     renew_at = self.deadline - self._margin
                     end.cancel()
@@ -173,6 +165,14 @@ class LeaseKeeper:
                 await asyncio.sleep(LEAST_PAUSE)
         finally:
             end.cancel()
+
+    def _is_own_writing(self, found: Lease) -> bool:
+        """True if this process wrote what was found: last, just now, or before, if the snapshot is older than that."""
+        own = [self.lease]
+        if self._asked is not None:
+            own.append(attrs.evolve(self._asked, reserved=found.reserved))  # that is the store's to say
+        same = any(found in (lease, as_read(lease)) for lease in own)
+        return same or (found.version != "" and found.version == self._former)
 
     def _renewed(self, event: str) -> None:
         self._missing, self._altered, self._failure = False, False, None
@@ -242,6 +242,6 @@ def _same_holder(found: Lease, own: Lease) -> bool:
 
 def _differences(found: Lease, own: Lease) -> list[str]:
     """The names of what is not as it was written."""
-    found, own = as_read(found), as_read(own)
+    own = as_read(own)
     names = [field.name for field in attrs.fields(Lease) if field.eq]
     return [name for name in names if getattr(found, name) != getattr(own, name)]

@@ -300,6 +300,20 @@ async def test_a_record_that_was_edited_and_can_be_read_is_written_again_at_once
     assert cast("Any", record).fields["altered"] == list(changes)
 
 
+async def test_so_is_one_that_could_not_be_written_as_it_was_edited() -> None:
+    """Numbers are longer when they are written again; all that one record may hold would be too much then."""
+    store = MemoryStore()
+    async with kept(store) as (lease, _):
+        record = await store.table.get(lease_key(lease.subnets))
+        assert record is not None
+        own = b'"Overlaynet":{"Node":"a","Run":"1"}'
+        edited = b'{"PublicIP":"192.0.2.66","BackendData":[' + b",".join([b"1e15"] * 12_000) + b"]," + own + b"}"
+        assert await store.table.replace(record, edited) is not None
+        assert (await store.leases()).malformed == ()
+        await asyncio.sleep(0.1)
+        assert (await store.leases()).leases == (as_read(lease),)
+
+
 async def test_who_edits_the_record_all_the_time_is_answered_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     async with kept(store) as (lease, keeping):
