@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
@@ -168,6 +169,8 @@ class LeaseKeeper:
 
     def _is_own_writing(self, found: Lease) -> bool:
         """True if this process wrote what was found: last, just now, or before, if the snapshot is older than that."""
+        if found.ttl == math.inf and self._asked is None and found.version not in (self.lease.version, self._former):
+            return False  # a hand wrote it, without a lifetime: it would outlive this node
         own = [self.lease]
         if self._asked is not None:
             own.append(attrs.evolve(self._asked, reserved=found.reserved))  # that is the store's to say
@@ -244,4 +247,5 @@ def _differences(found: Lease, own: Lease) -> list[str]:
     """The names of what is not as it was written."""
     own = as_read(own)
     names = [field.name for field in attrs.fields(Lease) if field.eq]
-    return [name for name in names if getattr(found, name) != getattr(own, name)]
+    changed = [name for name in names if getattr(found, name) != getattr(own, name)]
+    return [*changed, "ttl"] if found.ttl == math.inf else changed

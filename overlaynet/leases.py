@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
@@ -260,7 +261,9 @@ class TableStore(Store):
     def _is_altered(self, lease: Lease) -> bool:
         """True if it is the lease of a node of this process, and not as that has written it."""
         granted = self._grant_of(lease)
-        return granted is not None and lease != records.as_read(granted.lease)
+        if granted is None or lease.version == granted.lease.version:
+            return False
+        return lease.ttl == math.inf or lease != records.as_read(granted.lease)
 
     def _grant_of(self, lease: Lease) -> _Granted | None:
         """What this process was granted, if this is the lease of one of its nodes."""

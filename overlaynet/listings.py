@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
@@ -27,7 +28,7 @@ def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
 class Reader:
     """Reads listings of lease records, one after the other; what has not changed since the last stays the same object.
 
-    What it reads does not tell how long a lease has left, which changes all the time.
+    What it reads does not tell how long a lease has left, which changes all the time, unless it never ends.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,8 @@ class Reader:
             version, found = before.get(key, ("", None))
             if found is None or version != record.version:
                 found = _parsed(record)
+                if isinstance(found, Lease) and record.ttl == math.inf:
+                    found = attrs.evolve(found, ttl=math.inf)
             self._known[key] = record.version, found
             if isinstance(found, Malformed):
                 malformed.append(found)

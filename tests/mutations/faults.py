@@ -135,6 +135,14 @@ MUTATIONS = [
         "unit/test_lease_keeping.py::test_a_write_of_its_own_is_not_taken_for_an_edit",
     ),
     mutation(
+        "a record without a lifetime stays so until the next renewal",
+        "The record of a live node's lease is edited",
+        "leases.py",
+        "return lease.ttl == math.inf or lease != records.as_read(granted.lease)",
+        "return lease != records.as_read(granted.lease)",
+        "unit/test_lease_keeping.py::test_so_is_one_that_lost_its_lifetime",
+    ),
+    mutation(
         "the same edit is told once",
         "The record of a live node's lease is edited",
         "leases.py",

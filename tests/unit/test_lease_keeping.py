@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -20,7 +21,8 @@ from overlaynet.model import Lease, LeaseData, LeaseRequest, Reservation, Snapsh
 from overlaynet.network import DEFAULT_LEASE_TTL, MINIMUM_LEASE_TTL, Network, parse
 from overlaynet.plugins import Plugins
 from overlaynet.records import as_read, encode_lease, lease_key
-from overlaynet.stores.memory import MemoryStore
+from overlaynet.stores.memory import MemoryStore, MemoryTable
+from overlaynet.table import Record
 from overlaynet.testing.clock import VirtualClockLoop
 from overlaynet.testing.fakes import fake_underlay
 
@@ -239,12 +241,12 @@ async def test_the_end_of_a_lease_is_told_once_whatever_fails_meanwhile(caplog: 
 DATA = LeaseData("vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:01", "many": ("as", "tuples")})
 
 
-async def edit(store: MemoryStore, lease: Lease, **changes: Any) -> Lease:
+async def edit(store: MemoryStore, lease: Lease, lifetime: float = 24 * HOUR, **changes: Any) -> Lease:
     """Change a lease's record by hand, whatever it is now."""
     record = await store.table.get(lease_key(lease.subnets))
     assert record is not None
     edited = attrs.evolve(lease, **changes)
-    assert await store.table.replace(record, encode_lease(edited)) is not None
+    assert await store.table.replace(record, encode_lease(edited), lifetime) is not None
     return edited
 
 
@@ -298,6 +300,48 @@ async def test_a_record_that_was_edited_and_can_be_read_is_written_again_at_once
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.message == "lease record altered"
     assert cast("Any", record).fields["altered"] == list(changes)
+
+
+async def test_so_is_one_that_lost_its_lifetime(caplog: pytest.LogCaptureFixture) -> None:
+    """As `etcdctl put` does it with what `etcdctl get` has told: it would stay for ever if the node died."""
+    store = MemoryStore()
+    async with kept(store) as (lease, keeping):
+        for _ in range(2):
+            await edit(store, lease, lifetime=math.inf)
+            await asyncio.sleep(1.1)
+            (found,) = (await store.leases()).leases
+            assert found.ttl == pytest.approx(24 * HOUR, abs=2)
+        await asyncio.sleep(HOUR)
+        assert (await store.leases()).leases[0].version == found.version == keeping.lease.version
+    told = [cast("Any", record).fields["altered"] for record in caplog.records]
+    assert told == [["ttl"], ["ttl"]]
+
+
+class Endless(MemoryTable):
+    """A table that has no lifetimes."""
+
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await super().create(key, value)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        written = await super().replace(record, value)
+        await asyncio.sleep(0.1)  # the watch is quicker than the answer
+        return written
+
+
+class EndlessStore(MemoryStore):
+    def make_table(self) -> MemoryTable:
+        return Endless()
+
+
+async def test_where_there_are_no_lifetimes_none_is_missed(caplog: pytest.LogCaptureFixture) -> None:
+    store = EndlessStore()
+    async with kept(store) as (lease, keeping):
+        assert (await store.leases()).leases[0].ttl == math.inf
+        keeping.publish(fake_underlay("192.0.2.77"))
+        await asyncio.sleep(HOUR)
+        assert int((await store.leases()).leases[0].version) == int(lease.version) + 1
+    assert caplog.records == []
 
 
 async def test_so_is_one_that_could_not_be_written_as_it_was_edited() -> None:
