@@ -9,13 +9,15 @@ ARGUMENTS =
 # or to the bench: make bench ARGUMENTS="--quick"
 # What to hand to pytest: make test TESTS=tests/unit
 TESTS = tests
+# How many files of tests run at once; most tests wait more than they work: make test JOBS=1
+JOBS = 3
 
 demo:
 	@scripts/setup demo
 	@.venv/bin/overlaynet demo $(ARGUMENTS)
 
 test: setup
-	@.venv/bin/python -m pytest $(TESTS)
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 # Not a part of `make test`: they are installed beside overlaynet's wheel, in an environment of their own.
 # Some of them only: make examples EXAMPLES=plugins-example/overlaynet-sqlite

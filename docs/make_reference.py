@@ -68,6 +68,9 @@ without regard to case, and unknown members are ignored, but for those of `Backe
 | `IPv6SubnetLen`, `IPv6SubnetMin`, `IPv6SubnetMax` | 64, the second, the last | the same for IPv6; at most 126 |
 | `Backend` | `{"Type": "udp"}` | `Type` names the backend; its other members are the backend's options |
 | `LeaseTTL` | 86400 | seconds that a lease lives unless renewed, 5 to ten years; overlaynet's own, flannel ignores it |
+
+Where `LeaseTTL` is less than 45, a member of etcd is given two ninths of it for an answer, but no less than a second, instead
+of 10 seconds: so a member that hangs costs no node its lease.
 """
 
 FILES = """\

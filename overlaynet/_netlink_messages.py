@@ -39,6 +39,7 @@ _ON_LINK = 0x4
 _ADDRESS_TEMPORARY = 0x01
 ADDRESS_NODAD = 0x02
 """No duplicate address detection."""
+_ADDRESS_DUPLICATE = 0x08
 _ADDRESS_DEPRECATED = 0x20
 _ADDRESS_TENTATIVE = 0x40
 _ADDRESS_PERMANENT = 0x80
@@ -129,8 +130,11 @@ class Address:
     temporary: bool = False
     """A privacy address (RFC 8981); also set for the second and later IPv4 addresses of one prefix."""
     deprecated: bool = False
+    """Still valid, but not for anything new: it will be gone before long."""
     tentative: bool = False
     """Not usable yet: duplicate address detection runs."""
+    duplicate: bool = False
+    """Not usable: duplicate address detection has found another host that has it."""
 
 
 @attrs.frozen
@@ -273,7 +277,8 @@ def read_address(message: Any, names: InterfaceNames) -> Address:
         permanent=bool(flags & _ADDRESS_PERMANENT),
         temporary=bool(flags & _ADDRESS_TEMPORARY),
         deprecated=bool(flags & _ADDRESS_DEPRECATED),
-        tentative=bool(flags & _ADDRESS_TENTATIVE),
+        tentative=bool(flags & _ADDRESS_TENTATIVE) and not flags & _ADDRESS_DUPLICATE,
+        duplicate=bool(flags & _ADDRESS_DUPLICATE),
     )
 
 

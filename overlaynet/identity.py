@@ -45,6 +45,8 @@ MACHINE_ID = Path("/etc/machine-id")
 """The machine's identity, see machine-id(5): 32 hexadecimal digits, not to be published."""
 PRODUCT_UUID = Path("/sys/class/dmi/id/product_uuid")
 """What the firmware or the hypervisor calls the machine; for root only."""
+PRODUCT_UUID_COPY = Path("/run/overlaynet.product_uuid")
+"""A copy for the daemon's user, which the systemd unit makes at each start. It does not outlast the boot."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _HOSTS_OWN = Path("/proc/sys/net/core/netdev_max_backlog")
@@ -200,7 +202,7 @@ def node_identity(hardware_address: str, machine_id: str, hostname: str) -> str:
 def circumstances(kernel: Netlink, underlay: Underlay) -> Circumstances:
     """What is to be known of where this process runs; blocking."""
     machine = _machine(_text(MACHINE_ID))
-    product = _text(PRODUCT_UUID)
+    product = _text(PRODUCT_UUID) or _text(PRODUCT_UUID_COPY)
     addresses = {
         link.hardware_address.lower()
         for link in kernel.links()

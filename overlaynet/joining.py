@@ -49,8 +49,12 @@ async def find_network(store: Store, settings: Settings, plugins: Plugins, healt
     """Read the network document, which is waited for unless the settings name a network. Nothing is written.
 
     :raises ConfigError: if it is wrong, or names another backend than the settings expect.
-    :raises SettingsError: if the network that the settings name is wrong, or its backend is not installed.
+    :raises SettingsError: if the network that the settings name is wrong, or their backend is not installed; before
+        anything is asked of the store.
     """
+    if settings.backend is not None:
+        with config.from_settings():
+            _backend_class(plugins, settings.backend, settings)
     wanted = None
     if settings.network is not None:
         document = json.dumps({"Network": settings.network, "Backend": {"Type": settings.backend or "udp"}})
@@ -94,17 +98,24 @@ def make_backend(plugins: Plugins, network: Network, settings: Settings) -> Back
     :raises ConfigError: if its options are wrong.
     """
     name = network.backend_type
-    backend_class = plugins.driver("backend", name)
+    backend_class = _backend_class(plugins, name, settings)
     where = f"backend {name} of the network document"
     own = config.key_values(settings.backend_option, "--backend-option")
-    with config.from_settings():
-        options.check_own(backend_class.Options, own, f"backend {name}")
     parsed = options.parse(backend_class.Options, network.backend_options, where, texts=own)
     arguments = config.backend_arguments(settings, name)
     # Another class may stand in for a built-in backend, and know nothing of its settings.
     known = {argument: arguments[argument] for argument in backend_class.node_settings & arguments.keys()}
     backend: Backend = backend_class(parsed, **known)
     return backend
+
+
+def _backend_class(plugins: Plugins, name: str, settings: Settings) -> type[Backend]:
+    """The backend of this name, which may have the options that are this node's own. Raises like :func:`make_backend`."""
+    backend_class: type[Backend] = plugins.driver("backend", name)
+    own = config.key_values(settings.backend_option, "--backend-option")
+    with config.from_settings():
+        options.check_own(backend_class.Options, own, f"backend {name}")
+    return backend_class
 
 
 def find_router(plugins: Plugins, settings: Settings) -> Callable[[], Router]:

@@ -166,20 +166,24 @@ class Netlink:
         self,
         name: str,
         *,
+        index: int | None = None,
         mtu: int | None = None,
         up: bool | None = None,
         alias: str | None = None,
         transmit_queue_length: int | None = None,
         hardware_address: str | None = None,
     ) -> None:
-        """Change what is given; the rest stays as it is. Idempotent."""
+        """Change what is given; the rest stays as it is. Idempotent.
+
+        :param index: which interface is meant, as its name may have come to be another's, which is left alone.
+        """
         values = {"mtu": mtu, "ifalias": alias, "txqlen": transmit_queue_length, "address": hardware_address}
         if up is not None:
             values["state"] = "up" if up else "down"
         given = {key: value for key, value in values.items() if value is not None}
         if given:
             with _asking(f"configure the interface {name}"):
-                self._opened.link("set", index=self._index(name), **given)
+                self._opened.link("set", index=self._index(name) if index is None else index, **given)
 
     def create_vxlan(self, name: str, vxlan: Vxlan, *, mtu: int, hardware_address: str) -> None:
         """Make a VXLAN device, which is down.

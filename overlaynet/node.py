@@ -37,6 +37,8 @@ CHANGE_INTERVAL = 1.0
 """Least seconds between two changes that one source tells of, so that none that never rests keeps the daemon busy."""
 MOST_SHOWN = 100
 """Records in the store which cannot be used that the status lists; the log names all."""
+_PARTS = ("backend", "underlay", "subnet file", "routes")
+"""What is made right in each round, in this order."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -171,25 +173,35 @@ class Node:
 
     async def _reconcile(self) -> bool:
         """Make all what it should be; False if a part could not be: it is reported, and no reason to leave out the others."""
-        well = True
-        for part, step in (
-            ("backend", self._set_peers),
-            ("underlay", self._follow_underlay),
-            ("subnet file", self._write_subnet_file),
-            ("routes", self._apply_routes),
-        ):
-            try:
-                await step()
-            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
-                self._health.degraded(part, str(error), hint="trying again")
-                well = False
+        troubles = await self._go_round()
+        if troubles.keys() - self._health.problems.keys():
+            # The kernel may have changed in the middle of the round: what is well in the next one is no trouble.
+            troubles = await self._go_round()
+        for part in _PARTS:
+            if part in troubles:
+                self._health.degraded(part, troubles[part], hint="trying again")
             else:
                 self._health.recovered(part)
+        well = not troubles
         if well and self._snapshot is not None and not self.ready:
             self.ready = True
             log.info("ready", extra=fields(subnet=self.lease.subnets, device=self.device.name, peers=len(self.peers)))
             self._plugins.notify("overlaynet_ready", lease=self.lease)
         return well
+
+    async def _go_round(self) -> dict[str, str]:
+        """Apply the whole desired state, part by part; the reasons of those that could not be applied."""
+        troubles = {}
+        for part, step in zip(
+            _PARTS,
+            (self._set_peers, self._follow_underlay, self._write_subnet_file, self._apply_routes),
+            strict=True,
+        ):
+            try:
+                await step()
+            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
+                troubles[part] = str(error)
+        return troubles
 
     async def _set_peers(self) -> None:
         if self._snapshot is None:

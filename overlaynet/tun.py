@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import struct
+from collections.abc import Iterable
 
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
@@ -54,10 +55,15 @@ def open_queues(name: str, count: int, *, offload_header: bool = False) -> list[
                 break
             undo.callback(os.close, descriptors[-1])
         # A queue is asked for by the device's name, which may have come to mean another device, or a new one.
-        if {_name_of(descriptor) for descriptor in descriptors} != {name}:
+        if not are_of(name, descriptors):
             raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
         undo.pop_all()
     return descriptors
+
+
+def are_of(name: str, descriptors: Iterable[int]) -> bool:
+    """True if they are queues of one device that is there, and has this name now."""
+    return {_name_of(descriptor) for descriptor in descriptors} == {name}
 
 
 def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_interface
 
 from overlaynet.devices import ALIAS, Parameters, ask, name_is_taken
@@ -13,7 +13,7 @@ from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
 from overlaynet.netlink import Netlink
-from overlaynet.tun import DeviceNameTaken, open_queues
+from overlaynet.tun import DeviceNameTaken, are_of, open_queues
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class TunDevice:
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
         try:
-            index = await ask(lambda kernel: _mark(kernel, name, ALIAS.format(backend)))
+            index = await ask(lambda kernel: _mark(kernel, name, descriptors, ALIAS.format(backend)))
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -136,14 +136,14 @@ class TunDevice:
             raise self._gone()
         mended = []
         if link.mtu != mtu:
-            kernel.configure_link(name, mtu=mtu)
+            kernel.configure_link(name, index=link.index, mtu=mtu)
             mended.append("MTU")
         for version, parameter, wanted in _wanted_parameters(own):
             changed = self._parameters.set(version, name, parameter, wanted)
             if changed and parameter != "addr_gen_mode":  # this one the kernel itself resets, when an MTU passes 1280
                 mended.append(parameter)
         if not link.up:
-            kernel.configure_link(name, transmit_queue_length=_QUEUE_LENGTH, up=True)
+            kernel.configure_link(name, index=link.index, transmit_queue_length=_QUEUE_LENGTH, up=True)
             mended.append("it was down")
         if kernel.set_addresses(name, [ip_interface((subnet.network_address, subnet.max_prefixlen)) for subnet in own]):
             mended.append("addresses")
@@ -161,12 +161,13 @@ def _wanted_parameters(own: Subnets) -> Iterator[tuple[int, str, str]]:
         yield 6, "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
 
-def _mark(kernel: Netlink, name: str, alias: str) -> int:
+def _mark(kernel: Netlink, name: str, descriptors: Sequence[int], alias: str) -> int:
     """Make the device recognisable as ours; return its index."""
-    kernel.configure_link(name, alias=alias)
     link = kernel.link(name)
-    if link is None:
+    # Asked after that: the name may have come to mean another device, which is not ours to touch.
+    if link is None or not are_of(name, descriptors):
         raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
+    kernel.configure_link(name, index=link.index, alias=alias)
     return link.index
 
 

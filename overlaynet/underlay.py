@@ -6,6 +6,14 @@ given address; without any of these, the owner of the public address, or the int
 A node uses the underlay's addresses of those IP versions that the overlay has, and of those that it was given a public
 address for. Unlike with flannel, one of them is enough, since either can carry both: where no interface has all, one with
 an IPv4 address will do, or else one with an IPv6 address.
+
+Of several addresses of an interface and a version, the first of the best is taken: global before local to the link,
+permanent before one with a lifetime, lasting before temporary (RFC 8981), and a deprecated one only where there is no other.
+None that is being checked for duplicates or has failed the check is ever taken, and no link-local one of IPv6.
+
+What was chosen stays as long as it is there, and is not deprecated while there is another that lasts; one that is checked
+again, as after its interface was down, stays, too. An address that is gone is replaced by another of the same interface; while
+that is being checked and there is none but temporary ones beside it, it is waited for.
 """
 
 from __future__ import annotations
@@ -70,7 +78,8 @@ async def find_underlay(
     :param ipv4: an IPv4 address is wanted.
     :param ipv6: an IPv6 address is wanted, on the same interface.
     :param current: what was chosen before. It is chosen again as long as its interface is up and still has its
-        addresses, whatever else would be chosen now: an address that is added is no reason to move.
+        addresses, whatever else would be chosen now: an address that is added is no reason to move. What of it is gone
+        is replaced.
     :raises UnderlayError: naming what was asked for and why none of it can be used.
     :raises overlaynet.netlink.NetlinkError: if the kernel does not tell.
     """
@@ -81,6 +90,9 @@ async def find_underlay(
 
 def read_host_network(kernel: Netlink, can_reach: IPAddress | None) -> HostNetwork:
     """Ask the kernel; blocking."""
+    # The addresses before the interfaces: of one that is deleted meanwhile, it is the interface that is missed.
+    addresses = kernel.addresses()
+    links = kernel.links()
     defaults = {4: kernel.default_route(4), 6: kernel.default_route(6)}
     reached = None
     if can_reach is not None:
@@ -89,8 +101,8 @@ def read_host_network(kernel: Netlink, can_reach: IPAddress | None) -> HostNetwo
         except NetlinkError:
             reached = None  # there is no route; the choice says so if it comes to it
     return HostNetwork(
-        links=kernel.links(),
-        addresses=kernel.addresses(),
+        links=links,
+        addresses=addresses,
         default_interfaces={v: route.device for v, route in defaults.items() if route is not None and route.device},
         reached=reached,
     )
@@ -103,6 +115,7 @@ def choose_underlay(host: HostNetwork, wishes: Wishes, current: Underlay | None 
     choices = dict.fromkeys((best, tuple(sorted(needed))) if needed else (best, (4,), (6,)))
     problems: list[str] = []
     if current is not None:
+        _check_settled(host, current, best)
         for versions in choices:
             kept = _keep(host, attrs.evolve(wishes, versions=versions), current)
             if isinstance(kept, Underlay):
@@ -151,18 +164,49 @@ def _candidates(host: HostNetwork, wishes: Wishes) -> Iterator[_Candidate | str]
 
 
 def _keep(host: HostNetwork, wishes: Wishes, current: Underlay) -> Underlay | str:
-    """The same interface with the addresses it had, and with one of a version that it had none of; or why it cannot be."""
-    addresses: dict[int, IPAddress] = {}
-    for version, address in ((4, current.ipv4), (6, current.ipv6)):
-        if address is not None and version in wishes.versions:
-            addresses[version] = address
-    kept = _use(host, wishes, _Candidate(current.interface, addresses))
-    if isinstance(kept, str):
-        return kept
-    lost = [a for v, a in addresses.items() if a not in _usable_addresses(host, current.interface, v)]
-    if lost or not addresses:
-        return f"the interface {current.interface} no longer has the address {lost[0] if lost else current.ipv4}"
+    """The same interface with those of its addresses that may stay, and others for the rest; or why it cannot be."""
+    had = {version: address for version, address in _by_version(current).items() if version in wishes.versions}
+    staying = {version: address for version, address in had.items() if _may_stay(host, current.interface, address)}
+    kept = _use(host, wishes, _Candidate(current.interface, staying))
+    if isinstance(kept, Underlay) and not staying:
+        lost = next(iter(had.values()), current.ipv4 or current.ipv6)
+        return f"the interface {current.interface} no longer has the address {lost}"
     return kept
+
+
+def _by_version(underlay: Underlay) -> dict[int, IPAddress]:
+    found: dict[int, IPAddress] = {}
+    for address in (underlay.ipv4, underlay.ipv6):
+        if address is not None:
+            found[address.version] = address
+    return found
+
+
+def _may_stay(host: HostNetwork, interface: str, address: IPAddress) -> bool:
+    """True if an address that was chosen can go on to be used."""
+    found = next((a for a in _addresses(host, interface, address.version) if a.address.ip == address), None)
+    if found is None or found.duplicate:
+        return False
+    others = _usable(host, interface, address.version)
+    return not found.deprecated or all(other.deprecated or other.temporary for other in others)
+
+
+def _check_settled(host: HostNetwork, current: Underlay, versions: Sequence[int]) -> None:
+    """:raises UnderlayError: if an address is gone, and the one to take its place is still being checked."""
+    interface = current.interface
+    if not any(link.name == interface and link.up for link in host.links):
+        return
+    for version, address in _by_version(current).items():
+        if version not in versions or _may_stay(host, interface, address):
+            continue
+        usable = _usable(host, interface, version)
+        if all(other.temporary for other in usable):
+            for other in _addresses(host, interface, version):
+                if other.tentative and not _is_of_one_link(other.address) and not (usable and other.temporary):
+                    raise UnderlayError(
+                        f"the interface {interface} no longer has the address {address}, "
+                        f"and {other.address.ip} is still being checked for duplicates"
+                    )
 
 
 def _by_default(host: HostNetwork, wishes: Wishes) -> Iterator[_Candidate | str]:
@@ -240,7 +284,7 @@ def _use(host: HostNetwork, wishes: Wishes, candidate: _Candidate) -> Underlay |
         if version not in chosen:
             usable = _usable_addresses(host, name, version)
             if not usable:
-                return f"the interface {name} has no usable IPv{version} address; {_why_none(host, name, version)}"
+                return _none_usable(host, name, version)
             chosen[version] = usable[0]
     ipv4 = next((a for a in chosen.values() if isinstance(a, IPv4Address)), None) if 4 in wishes.versions else None
     ipv6 = next((a for a in chosen.values() if isinstance(a, IPv6Address)), None) if 6 in wishes.versions else None
@@ -255,15 +299,26 @@ def _use(host: HostNetwork, wishes: Wishes, candidate: _Candidate) -> Underlay |
 
 
 def _usable_addresses(host: HostNetwork, interface: str, version: int) -> list[IPAddress]:
-    """The addresses that peers may be told, the best first: global, permanent, not a privacy address."""
+    return [address.address.ip for address in _usable(host, interface, version)]
+
+
+def _usable(host: HostNetwork, interface: str, version: int) -> list[Address]:
+    """The addresses that peers may be told, the best first: not deprecated, global, permanent, not a privacy address."""
     usable = [
         address
         for address in _addresses(host, interface, version)
-        if not (address.deprecated or address.tentative or _is_of_one_link(address.address))
+        if not (address.tentative or address.duplicate or _is_of_one_link(address.address))
         and not (address.address.is_loopback or address.address.is_multicast or address.address.is_unspecified)
     ]
-    usable.sort(key=lambda a: (a.address.is_link_local or a.scope == SCOPE_LINK, not a.permanent, a.temporary))
-    return [address.address.ip for address in usable]
+    usable.sort(
+        key=lambda a: (
+            a.deprecated,
+            a.address.is_link_local or a.scope == SCOPE_LINK,
+            not a.permanent,
+            a.temporary,
+        )
+    )
+    return usable
 
 
 def _is_of_one_link(address: IPAddress) -> bool:
@@ -275,13 +330,20 @@ def _addresses(host: HostNetwork, interface: str, version: int) -> list[Address]
     return [a for a in host.addresses if a.interface == interface and a.address.version == version]
 
 
-def _why_none(host: HostNetwork, interface: str, version: int) -> str:
+def _none_usable(host: HostNetwork, interface: str, version: int) -> str:
+    """That an interface has no address to use, and why."""
+    what = f"the interface {interface} has no usable IPv{version} address"
     for address in _addresses(host, interface, version):
-        if address.tentative:
-            return f"{address.address.ip} is still being checked for duplicates, so try again in a few seconds"
+        ip = address.address.ip
+        if address.duplicate:
+            return f"{what}; another host has {ip}, too, so remove it and add another"
+        if address.tentative and not _is_of_one_link(address.address):
+            return f"{what}; {ip} is still being checked for duplicates, so try again in a few seconds"
+    for address in _addresses(host, interface, version):
         if _is_of_one_link(address.address):
-            return f"{address.address.ip} is valid on one link only, so add another, or name another interface with --iface"
-    return "add one, or name another interface with --iface"
+            ip = address.address.ip
+            return f"{what}; {ip} is valid on one link only, so add another, or name another interface with --iface"
+    return f"{what}; add one, or name another interface with --iface"
 
 
 def _owner(host: HostNetwork, address: IPAddress) -> str | None:

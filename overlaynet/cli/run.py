@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from overlaynet import __version__, config, privileges
+from overlaynet.cli._signals import stopped_by_signals
 from overlaynet.cli._store import load_plugins, open_store, resolve
 from overlaynet.commands import Command
 from overlaynet.daemon import Daemon
@@ -68,11 +68,9 @@ async def _live(settings: Settings) -> None:
 
     host = _Host(settings)
     daemon = Daemon(settings, open_store(settings, plugins), plugins, host.find_underlay, host.changed)
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, daemon.stop)
-    log.info("starting", extra=fields(version=__version__, python=sys.version.split()[0], store=settings.store))
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(stopped_by_signals(daemon.stop))
+        log.info("starting", extra=fields(version=__version__, python=sys.version.split()[0], store=settings.store))
         stack.callback(host.close)
         if manager is not None:
             stack.callback(manager.close)

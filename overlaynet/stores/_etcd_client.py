@@ -18,9 +18,17 @@ from requests.adapters import HTTPAdapter
 
 from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.logs import fields
+from overlaynet.stores import _etcd_certificates as certificates
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
-from overlaynet.stores._etcd_errors import EndpointError, NoSpace, OutcomeUnknown, Refused
+from overlaynet.stores._etcd_errors import (
+    ClientNotTrusted,
+    EndpointError,
+    NoSpace,
+    NotValidNow,
+    OutcomeUnknown,
+    Refused,
+)
 from overlaynet.stores._etcd_pools import POOLS
 from overlaynet.stores._etcd_settings import Credentials, Endpoint, Timeouts, TLSFiles
 
@@ -87,14 +95,17 @@ class EtcdClient:
         :raises StoreError: wrong credentials, wrong certificates, and what else does not heal.
         """
         failures: dict[Endpoint, EndpointError] = {}
+        took: dict[Endpoint, float] = {}
         began = time.monotonic()
         for endpoint in self.rotation():
+            asked_at = time.monotonic()
             try:
                 result = self._call_endpoint(endpoint, path, body, read, repeatable)
             except EndpointError as error:
                 log.debug("endpoint passed over", extra=fields(endpoint=endpoint, reason=error))
                 failures[endpoint] = error
-                self._first = self.endpoints.index(endpoint) + 1
+                took[endpoint] = time.monotonic() - asked_at
+                self.pass_over(endpoint)
                 if error.executed and not repeatable:
                     raise OutcomeUnknown(self._unserved_text(failures)) from error
             except Refused as refusal:
@@ -103,12 +114,24 @@ class EtcdClient:
                 slow = time.monotonic() - began > self.timeouts.whole
                 self._first = self.endpoints.index(endpoint) + slow
                 return result
+        # One that has said at once that it cannot is asked first again: not one that hangs.
+        self._first = self.endpoints.index(min(took, key=took.__getitem__))
         raise self.unserved(failures)
 
     def rotation(self) -> Sequence[Endpoint]:
         """All endpoints, first the one that served last."""
         first = self._first % len(self.endpoints)
         return self.endpoints[first:] + self.endpoints[:first]
+
+    def pass_over(self, endpoint: Endpoint) -> None:
+        """Begin no request at this endpoint, which has failed, if another one is left."""
+        if endpoint == self.rotation()[0]:
+            self._first = self.endpoints.index(endpoint) + 1
+
+    def hurry(self, lifetime: float) -> None:
+        """Shorten the time limits, for good, to what the renewal of a record that lives so many seconds has room for."""
+        with self._lock:
+            self.timeouts = self.timeouts.for_lifetime(lifetime)
 
     def token(self, endpoint: Endpoint) -> str | None:
         """What to send as ``Authorization``; asks the endpoint for a token if there is none yet.
@@ -189,7 +212,14 @@ class EtcdClient:
     def connection_failed(self, endpoint: Endpoint, error: Exception) -> EndpointError:
         """What an exception of a library means."""
         failure = errors.from_exception(error, endpoint)
-        return self._explain_tls_end(endpoint) or failure if failure.tls_end else failure
+        if failure.tls_end:
+            failure = self._explain_tls_end(endpoint) or failure
+        text = None
+        if isinstance(failure, NotValidNow):
+            text = certificates.server_problem(endpoint, self._tls, self.timeouts.connect, failure.verdict)
+        elif isinstance(failure, ClientNotTrusted):
+            text = certificates.client_problem(self._tls, untimely=failure.untimely)
+        return failure if text is None else EndpointError(text, executed=False, hopeless=True)
 
     def too_slow(self) -> StoreUnavailable:
         """What to raise when a request is given up that still goes on; the next one begins at another endpoint."""
@@ -274,12 +304,13 @@ class EtcdClient:
                     host=endpoint.host,
                     port=endpoint.port,
                     protocol=endpoint.scheme,
-                    # It is handed through to requests, which takes a pair: to connect, to answer.
-                    timeout=(self.timeouts.connect, self.timeouts.answer),  # type: ignore[arg-type]
                     api_path="/v3/",
                     session=session,
                 )
-            return self._gateways[endpoint]
+            gateway = self._gateways[endpoint]
+            # It is handed through to requests, which takes a pair: to connect, to answer.
+            gateway.timeout = (self.timeouts.connect, self.timeouts.answer)  # type: ignore[assignment]
+            return gateway
 
     def _tls_context(self) -> ssl.SSLContext:
         """The TLS settings; made anew if their files have changed, for all connections from now on."""

@@ -36,6 +36,28 @@ class EndpointError(Exception):
         """A TLS connection was closed without a word; so may end one that lacks a client certificate."""
 
 
+class NotValidNow(EndpointError):
+    """OpenSSL takes the server's certificate, or an authority's, for one that has expired or is not valid yet."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(f"its certificate is not valid now ({verdict})", executed=False, hopeless=True)
+        self.verdict = verdict
+        """What OpenSSL says."""
+
+
+class ClientNotTrusted(EndpointError):
+    """The server does not take the certificate that we show, or misses one."""
+
+    def __init__(self, alert: str) -> None:
+        super().__init__(
+            f"it demands a client certificate that it trusts ({alert}); check --etcd-certfile and --etcd-keyfile",
+            executed=False,
+            hopeless=True,
+        )
+        self.untimely = "expired" in alert
+        """It says that the certificate has expired, or is not valid yet."""
+
+
 class Refused(StoreError):
     """etcd understood the request and will not do it."""
 
@@ -104,7 +126,7 @@ def from_exception(error: BaseException, endpoint: Endpoint) -> EndpointError:
         first(*unconnected, requests.ConnectTimeout, ConnectionRefusedError, ssl.SSLCertVerificationError) is None
     )
     if (untrusted := first(ssl.SSLCertVerificationError)) is not None:
-        return EndpointError(_untrusted(untrusted), executed=False, hopeless=True)
+        return _untrusted(untrusted)
     if (tls := first(ssl.SSLError)) is not None:
         return _tls_failed(tls)
     if first(OddReply, requests.JSONDecodeError):
@@ -125,22 +147,21 @@ def from_exception(error: BaseException, endpoint: Endpoint) -> EndpointError:
     return EndpointError(type(error).__name__, executed=executed)
 
 
-def _untrusted(error: BaseException) -> str:
+def _untrusted(error: BaseException) -> EndpointError:
     reason = str(getattr(error, "verify_message", "")).rstrip(".")
-    if getattr(error, "verify_code", 0) in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-        return f"its certificate is another server's ({reason}); name it in --etcd-endpoints as its certificate does"
-    return f"its certificate is not trusted ({reason}); check --etcd-cafile"
+    code = getattr(error, "verify_code", 0)
+    if code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+        return NotValidNow(reason)
+    text = f"its certificate is not trusted ({reason}); check --etcd-cafile"
+    if code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+        text = f"its certificate is another server's ({reason}); name it in --etcd-endpoints as its certificate does"
+    return EndpointError(text, executed=False, hopeless=True)
 
 
 def _tls_failed(error: BaseException) -> EndpointError:
     reason = str(getattr(error, "reason", None) or "")
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-        return EndpointError(
-            f"it demands a client certificate that it trusts ({reason.replace('_', ' ').lower()}); check "
-            f"--etcd-certfile and --etcd-keyfile",
-            executed=False,
-            hopeless=True,
-        )
+        return ClientNotTrusted(reason.replace("_", " ").lower())
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
         return EndpointError("it does not speak TLS; write http:// in --etcd-endpoints", executed=False, hopeless=True)
     if isinstance(error, ssl.SSLEOFError):

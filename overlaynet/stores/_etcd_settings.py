@@ -13,6 +13,9 @@ import attrs
 
 from overlaynet.errors import ConfigError, StoreError
 
+_LEAST_ANSWER = 1.0
+"""Seconds that any member is given for an answer, however short a lifetime is."""
+
 
 @attrs.frozen
 class Timeouts:
@@ -24,10 +27,22 @@ class Timeouts:
     """For an answer. A member that lost the others answers only after 7 seconds."""
     whole: float = 30.0
     """For a whole request, failed endpoints included: one that answers byte by byte would take for ever."""
-    silence: float = 60.0
-    """For a sign of life on a watch, before it is opened anew to see if the server is still there."""
+    silence: float = 5.0
+    """For a sign of life on a watch, before its member is asked for one: at most, and never less than three quarters."""
     patience: float = 5.0
     """For a watch that broke to be opened again, before that is reported: the restart of a member is no news."""
+    stay: float = 60.0
+    """For a sign of life on a watch, before it is ended although no other member answers either."""
+
+    def for_lifetime(self, seconds: float) -> Timeouts:
+        """These limits for a client that renews a record which lives for so many seconds.
+
+        There are two thirds of the lifetime for that, or more (see :func:`overlaynet.lease_keeping.renewal_margin`), and
+        a renewal counts after three requests. One that takes a third of it is given up, so that a member that hangs
+        leaves enough for another; those of a member that always takes as long would come too late all the same.
+        """
+        answer = min(self.answer, max(_LEAST_ANSWER, seconds * 2 / 9))
+        return attrs.evolve(self, connect=min(self.connect, answer), answer=answer)
 
 
 @attrs.frozen

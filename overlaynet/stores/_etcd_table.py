@@ -123,10 +123,12 @@ class EtcdTable(Table):
     def _replace(self, record: Record, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
         try:
             return self._write(record.key, value, ttl, conditions)
-        except NoSpace:
+        except NoSpace as error:
             kept = self._keep_alive(record, value, ttl)
             if isinstance(kept, NotKept):
                 raise
+            if kept is not None:
+                log.warning("lease kept alive unchanged", extra=fields(key=record.key, reason=error))
             return kept
 
     def _keep_alive(self, record: Record, value: bytes, ttl: float) -> EtcdRecord | NotKept | None:
@@ -158,14 +160,13 @@ class EtcdTable(Table):
         attached = self._key(record.key) in living.keys and living.seconds >= 0
         if seconds < ttl or not attached or now.term != prolonged.term or now.cluster != prolonged.cluster:
             return NotKept()
-        log.warning(
-            "lease kept alive unchanged",
-            extra=fields(key=record.key, reason="etcd is out of space (NOSPACE alarm)", seconds=seconds),
-        )
         return EtcdRecord(record.key, value, record.version, ttl, before.lease)
 
     def _write(self, key: str, value: bytes, ttl: float, conditions: Conditions) -> EtcdRecord | None:
-        lease = self._grant(ttl) if ttl != math.inf else 0
+        lease = 0
+        if ttl != math.inf:
+            self._client.hurry(ttl)
+            lease = self._grant(ttl)
         put: dict[str, Any] = {"key": replies.encode(self._key(key)), "value": replies.encode(value), "prev_kv": True}
         if lease:
             put["lease"] = str(lease)

@@ -5,6 +5,11 @@ itself: one connection to one endpoint, first ``kv/range``, then the endless ans
 after the last event seen, at the next endpoint, if etcd still has that event: else it was compacted, wiped or restored
 from a copy meanwhile, and a fresh list is made. Its revision or its cluster's id would not tell: a wiped etcd has the same
 id, and may have overtaken the revision.
+
+A member that hangs keeps its connections, and nothing on a watch tells it from a quiet network. So it is asked for one key
+over another connection whenever the watch is silent for some seconds. If it does not answer as fast as any request has to
+be, and another member does, the watch goes on there; if none does, it stays where it is, and so costs nothing once etcd
+answers again.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from overlaynet.logs import fields
@@ -56,7 +61,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watch etcd", daemon=True)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
+        self._connections: set[Connection] = set()
         # All below is the thread's own.
         self._listing: dict[str, Record] | None = None
         self._next_revision = 0
@@ -71,6 +76,8 @@ class Watcher:
         self._broken_since: float | None = None
         self._stood_since: float | None = None
         """When this watch was opened; ``None`` if it did not come to stand."""
+        self._heard_at = 0.0
+        """When its member gave the last sign of life."""
         self._attempts = 0
 
     def start(self) -> None:
@@ -88,8 +95,8 @@ class Watcher:
         """End the thread, wherever it waits, and wait a moment for that; idempotent."""
         self._stopping.set()
         with self._lock:
-            if self._connection is not None:
-                self._connection.cut()
+            for connection in self._connections:
+                connection.cut()
         with contextlib.suppress(TimeoutError):  # it is making a connection: that has a time limit of its own
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._newest.wait_closed()
@@ -118,29 +125,92 @@ class Watcher:
                 self._token_refused = True
             except EndpointError as error:
                 self._failed(self._endpoints[0], error)
-            else:
-                continue  # silence: see if it is still there, and go on where we are
             self._pause()
 
     def _watch(self, endpoint: Endpoint) -> None:
-        """Watch one endpoint, until silence falls."""
+        """Watch one endpoint, until that ends by an exception."""
         self._client.check_open()
         self._token = self._client.token(endpoint)
-        connection = Connection(self._client, endpoint)
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            self._connection = connection
-        try:
+        with self._connected(endpoint) as connection, self._connected(endpoint) as asked:
             if not self._continues(connection):
                 self._list(connection)
             create = {**self._range, "start_revision": str(self._next_revision)}
-            for document in connection.stream("watch", {"create_request": create}, self._token):
+
+            def silent() -> None:
+                self._see_if_alive(endpoint, asked)
+
+            self._heard_at = time.monotonic()
+            for document in connection.stream("watch", {"create_request": create}, self._token, silent):
+                self._heard_at = time.monotonic()
                 self._take(_read(replies.read_watch, document))
+
+    @contextlib.contextmanager
+    def _connected(self, endpoint: Endpoint) -> Iterator[Connection]:
+        """A connection that :meth:`aclose` cuts."""
+        connection = Connection(self._client, endpoint)
+        with self._lock:
+            self._connections.add(connection)
+            if self._stopping.is_set():
+                connection.cut()
+        try:
+            yield connection
         finally:
             with self._lock:
-                self._connection = None
+                self._connections.discard(connection)
             connection.close()
+
+    def _see_if_alive(self, endpoint: Endpoint, asked: Connection) -> None:
+        """Ask the endpoint, whose watch is silent, for a sign of life.
+
+        :raises EndpointError: if it gives none, and another one does; or if it has given none for too long.
+        """
+        try:
+            self._ask(endpoint, asked)
+        except EndpointError as error:
+            if self._stopping.is_set():
+                raise
+            answering = next(filter(self._answers, list(self._endpoints)[1:]), None)
+            if answering is not None:
+                self._endpoints.remove(answering)
+                self._endpoints.insert(1, answering)  # it is the next
+                self._client.pass_over(endpoint)
+                raise
+            if time.monotonic() - self._heard_at >= self._client.timeouts.stay:
+                raise
+            log.debug("watch stays where it is", extra=fields(endpoint=endpoint, reason=error))
+        else:
+            self._heard_at = time.monotonic()
+
+    def _ask(self, endpoint: Endpoint, connection: Connection) -> None:
+        """Ask for one key, with a new token if the one we have is no longer good.
+
+        Not only for what the member knows already: one that falls behind the others has to catch up before it answers.
+        """
+        one = {"key": replies.encode(self._prefix)}
+        try:
+            connection.call("kv/range", one, self._token)
+        except Refused as refusal:
+            if not refusal.by_token or not self._client.forget_token(self._token):
+                raise
+        except EndpointError as error:
+            if not error.hung_up:
+                raise
+            # As for an old token; or as this connection has rested for too long.
+            self._client.forget_token(self._token)
+        else:
+            return
+        self._token = self._client.token(endpoint)
+        connection.call("kv/range", one, self._token)
+
+    def _answers(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint would serve us."""
+        with self._connected(endpoint) as connection:
+            try:
+                self._ask(endpoint, connection)
+            except (EndpointError, Refused) as error:
+                log.debug("endpoint passed over", extra=fields(endpoint=endpoint, reason=error))
+                return False
+        return True
 
     def _continues(self, connection: Connection) -> bool:
         """Whether the listing may be carried on: etcd still has the last event seen, and so all that was before it."""

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ import attrs
 
 from overlaynet.errors import OverlaynetError
 from overlaynet.testing import namespaces
+from overlaynet.testing._processes import ProcessStart
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -53,47 +55,72 @@ class Certificates:
 
 
 def make_certificates(
-    directory: Path, server_names: Sequence[str] = ("DNS:localhost", "IP:127.0.0.1", "IP:::1")
+    directory: Path,
+    server_names: Sequence[str] = ("DNS:localhost", "IP:127.0.0.1", "IP:::1"),
+    *,
+    authority: Certificates | None = None,
+    validity: tuple[datetime, datetime] | None = None,
 ) -> Certificates:
     """Make a throw-away authority, and one certificate of it for etcd servers and one for clients.
 
+    :param directory: for the files; of its own for each call.
     :param server_names: who the server claims to be, as OpenSSL writes alternative names.
+    :param authority: what an earlier call has made: its authority signs, and none is made.
+    :param validity: from when until when all that is made is valid, in whole seconds; by default for two days from now.
     :raises OverlaynetError: if openssl is missing or fails.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    since, until = validity or (now - timedelta(minutes=1), now + timedelta(days=2))
+    ca = directory / "ca.crt" if authority is None else authority.cafile
+    # Of the commands that sign, only this one takes dates, and it keeps books.
+    (directory / "index.txt").touch()
+    (directory / "books.cnf").write_text(
+        f"[ca]\ndefault_ca = ca\n[ca]\ndatabase = {directory}/index.txt\nnew_certs_dir = {directory}\n"
+        "rand_serial = yes\nunique_subject = no\ndefault_md = sha256\npolicy = policy\n"
+        "[policy]\norganizationName = supplied\n"
+    )
 
-    def make(name: str, extensions: Sequence[str], *more: str) -> None:
-        settings = directory / f"{name}.cnf"
+    def make(name: str, *extensions: str) -> None:
+        settings, request = directory / f"{name}.cnf", directory / f"{name}.csr"
         settings.write_text(
             # No common name: etcd's HTTP gateway refuses clients that have one once users are enabled.
-            "[req]\nprompt = no\ndistinguished_name = subject\nx509_extensions = extensions\n"
+            "[req]\nprompt = no\ndistinguished_name = subject\n"
             f"[subject]\nO = overlaynet test {name}\n[extensions]\nsubjectKeyIdentifier = hash\n"
             "authorityKeyIdentifier = keyid\n" + "".join(f"{line}\n" for line in extensions)
         )
-        command = ["openssl", "req", "-x509", "-config", str(settings), "-days", "2", "-nodes", "-newkey", "ec"]
-        command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", *more]
-        command += ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.crt")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        except FileNotFoundError:
-            raise OverlaynetError("there is no openssl; install it: apt-get install openssl") from None
-        if done.returncode != 0:
-            raise OverlaynetError(f"openssl could not make the certificate {name}: {done.stderr.strip()}")
+        key, certificate = directory / f"{name}.key", directory / f"{name}.crt"
+        _openssl("req", "-new", "-config", settings, "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                 "-keyout", key, "-out", request)  # fmt: skip
+        _openssl("ca", "-batch", "-notext", "-config", directory / "books.cnf", "-keyfile", ca.with_suffix(".key"),
+                 *(["-selfsign"] if certificate == ca else ["-cert", ca]), "-extfile", settings, "-extensions", "extensions",
+                 "-startdate", f"{since:%Y%m%d%H%M%SZ}", "-enddate", f"{until:%Y%m%d%H%M%SZ}",
+                 "-in", request, "-out", certificate)  # fmt: skip
 
-    signed = ("-CA", str(directory / "ca.crt"), "-CAkey", str(directory / "ca.key"))
-    make("ca", ["basicConstraints = critical,CA:TRUE", "keyUsage = critical,keyCertSign,cRLSign"])
+    if authority is None:
+        make("ca", "basicConstraints = critical,CA:TRUE", "keyUsage = critical,keyCertSign,cRLSign")
     usage = ["basicConstraints = critical,CA:FALSE", "keyUsage = critical,digitalSignature"]
     # The gateway inside etcd is a client of its own server, with the server's certificate: hence both usages.
     both = "extendedKeyUsage = serverAuth,clientAuth"
-    make("server", [*usage, both, f"subjectAltName = {','.join(server_names)}"], *signed)
-    make("client", [*usage, "extendedKeyUsage = clientAuth"], *signed)
+    make("server", *usage, both, f"subjectAltName = {','.join(server_names)}")
+    make("client", *usage, "extendedKeyUsage = clientAuth")
     return Certificates(
-        directory / "ca.crt",
+        ca,
         directory / "server.crt",
         directory / "server.key",
         directory / "client.crt",
         directory / "client.key",
     )
+
+
+def _openssl(*arguments: str | Path) -> None:
+    command = ["openssl", *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        raise OverlaynetError("there is no openssl; install it: apt-get install openssl") from None
+    if done.returncode != 0:
+        raise OverlaynetError(f"openssl {arguments[0]} failed: {done.stderr.strip()}")
 
 
 class EtcdServer:
@@ -136,6 +163,7 @@ class EtcdServer:
         self._name = "default"
         self._members = ["default"]
         self._directory: Path | None = None
+        self._start: ProcessStart | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._notifications: socket.socket | None = None
 
@@ -273,15 +301,18 @@ class EtcdServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         environment["NOTIFY_SOCKET"] = str(notify)
         with (home / f"{self._name}.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                command,
-                cwd=home,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C or hang-up is meant for us: we end it in order
+            self._start = ProcessStart(
+                lambda: subprocess.Popen(  # noqa: S603
+                    command,
+                    cwd=home,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a terminal's Ctrl-C or hang-up is meant for us: we end it in order
+                )
             )
+            self._process = self._start.wait()
 
     def _wait_until_ready(self) -> None:
         process, notifications = self._running(), self._notifications
@@ -304,7 +335,8 @@ class EtcdServer:
         return "; ".join(map(_readable, said[-_LOG_LINES_SHOWN:])) or "none"
 
     def _end(self, with_signal: signal.Signals) -> None:
-        process, self._process = self._process, None
+        process = self._start.give_up() if self._start is not None else None
+        self._start = self._process = None
         if process is not None:
             process.send_signal(with_signal)
             process.send_signal(signal.SIGCONT)  # a paused process acts on no signal but SIGKILL
@@ -334,10 +366,14 @@ class EtcdServer:
 
 
 class EtcdCluster:
-    """Several etcd servers that are one cluster, on 127.0.0.1; used like :class:`EtcdServer`."""
+    """Several etcd servers that are one cluster, at one address; used like :class:`EtcdServer`.
 
-    def __init__(self, size: int = 3) -> None:
-        self.members = [EtcdServer() for _ in range(size)]
+    :param settings: of each, as of :class:`EtcdServer`. In a network namespace, their ports are 2379, 2380 and so on.
+    """
+
+    def __init__(self, size: int = 3, address: str = "127.0.0.1", **settings: Any) -> None:
+        ports = range(2379, 2379 + size) if settings.get("network_namespace") else [None] * size
+        self.members = [EtcdServer(address, port, **settings) for port in ports]
         names = [f"member{number}" for number in range(size)]
         for member, name in zip(self.members, names, strict=True):
             member._name, member._members = name, names

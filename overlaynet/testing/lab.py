@@ -175,7 +175,8 @@ class Host:
         self._starts += 1
         log_file = self.directory / f"overlaynet-{self._starts}.log"
         # -P: what lies in the working directory must not pass for the package.
-        command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "run", "--backend", "udp", *store]
+        command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "run"]
+        command += ["--backend", self.lab.backend, *store]
         command += [*self.lab.network_arguments(store), "--iface", "eth0"]
         command += ["--node", self.label] if named else []
         command += ["--subnet-file", self.subnet_file, "--status-socket", self.status_socket]
@@ -257,6 +258,7 @@ class Lab:
     :param overlay: the overlay's IPv4 network, if it has one.
     :param overlay6: its IPv6 network, if it has one.
     :param underlay: the IP versions of the underlay.
+    :param backend: which carries the hosts' packets.
     :param mtu: of every ``eth0``, in bytes.
     :param default_route: whether the hosts have one, to the switch's address (where nobody forwards anything).
     :param seed: whether the hosts' subnet files are written beforehand.
@@ -270,6 +272,7 @@ class Lab:
         overlay: IPv4Network | None = NETWORK,
         overlay6: IPv6Network | None = None,
         underlay: Collection[int] = (4,),
+        backend: str = "udp",
         mtu: int = 1500,
         default_route: bool = False,
         seed: bool = True,
@@ -284,6 +287,7 @@ class Lab:
         self.overlay = network.parse(json.dumps(document))
         """The network that its hosts are to form."""
         self.underlay = underlay
+        self.backend = backend
         self.mtu = mtu
         self.default_route = default_route
         self.hosts: list[Host] = []
@@ -364,7 +368,7 @@ class Lab:
         flags = [] if self.overlay.ipv4 is None else ["--network", str(self.overlay.ipv4.network)]
         if self.overlay.ipv6 is None:
             return [*flags]
-        flags += ["--ipv6-network", str(self.overlay.ipv6.network)]
+        flags += ["--ipv6-network", str(self.overlay.ipv6.network), "--backend", self.backend]
         command: list[str | Path] = [sys.executable, "-P", "-m", "overlaynet", "network", "set", *flags, *store]
         self.switch.execute(command)
         return []
@@ -391,6 +395,7 @@ class Lab:
         if self._switch is not None:
             made.append(self._switch)
         for namespace in made:
+            _end_all_inside(namespace.name)  # whoever has started it, and while it can be found by the name
             namespace.close()
         # And what was being made when an interruption came.
         take_down(self._name)
@@ -440,17 +445,22 @@ def take_down(name: str) -> bool:
     members = [other for other in namespaces.names() if _member_pattern(re.escape(name)).fullmatch(other)]
     found = bool(members) or directory.is_dir()
     for member in members:
-        with contextlib.suppress(TimeoutError):  # the name goes nevertheless; the kernel keeps the rest until it ends
-            wait_until(lambda member=member: not _kill_inside(member), 5, f"the end of what runs in {member}")  # type: ignore[misc]
+        _end_all_inside(member)
         namespaces.delete(member)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(directory)
     return found
 
 
+def _end_all_inside(member: str) -> None:
+    """Kill all processes in a namespace, and wait for their end; 5 seconds at most, for the kernel may be at work for one."""
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: not _kill_inside(member), 5, f"the end of what runs in {member}")
+
+
 def _kill_inside(member: str) -> list[int]:
-    """Kill all processes in a namespace; those that were still there."""
-    there = namespaces.process_ids(member)
+    """Kill all processes in a namespace but this one; those that were still there."""
+    there = [identifier for identifier in namespaces.process_ids(member) if identifier != os.getpid()]
     for identifier in there:
         with contextlib.suppress(ProcessLookupError):
             os.kill(identifier, signal.SIGKILL)

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any, Generic, ParamSpec, Self, TypeVar
 
 from overlaynet.errors import OverlaynetError
+from overlaynet.testing._processes import ProcessStart
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class NetworkNamespace:
 
     def __init__(self, name: str | None = None, *, label: str = "namespace") -> None:
         self.name = name if name is not None else f"overlaynet-{os.getpid()}-{next(_counter)}-{label}"
-        self._processes: list[subprocess.Popen[Any]] = []
+        self._starts: list[ProcessStart] = []
         self._closed = False
         _execute(["ip", "netns", "add", self.name])
 
@@ -147,11 +148,14 @@ class NetworkNamespace:
 
         Its process id is that of the command. :meth:`close` kills it, with all that it started, if it still runs.
         """
-        process = subprocess.Popen(  # noqa: S603
-            self._inside(command), stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True
+        inside = self._inside(command)
+        start = ProcessStart(
+            lambda: subprocess.Popen(  # noqa: S603
+                inside, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True
+            )
         )
-        self._processes.append(process)
-        return process
+        self._starts.append(start)
+        return start.wait()
 
     def socket(self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
         """A socket that belongs to the namespace, wherever it is used. The caller closes it."""
@@ -192,15 +196,16 @@ class NetworkNamespace:
         """
         if self._closed:
             return
-        for process in self._processes:
+        started = [process for start in self._starts if (process := start.give_up()) is not None]
+        for process in started:
             process.kill()
-        sessions = {process.pid for process in self._processes}
+        sessions = {process.pid for process in started}
         for identifier in self.processes():
             # What they started: it may outlive them. Not by os.killpg: the number may be another group's by now.
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(identifier) in sessions:
                     os.kill(identifier, signal.SIGKILL)
-        for process in self._processes:
+        for process in started:
             process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
@@ -333,14 +338,23 @@ def _execute(
     shown: Sequence[str | Path] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     text = " ".join(map(str, command if shown is None else shown))
+    pipe = subprocess.PIPE
+    start = ProcessStart(
+        lambda: subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)  # noqa: S603
+    )
     try:
-        result = subprocess.run(  # noqa: S603
-            command, check=False, timeout=timeout, capture_output=True, text=True, input=input
-        )
+        process = start.wait()
+        output, errors = process.communicate(input, timeout)
     except FileNotFoundError as error:
         raise NamespaceError(f"the command {command[0]} is missing: install {_COMMANDS[command[0]]}") from error
     except subprocess.TimeoutExpired as error:
         raise NamespaceError(f"`{text}` did not end within {timeout:g} s and was killed") from error
+    finally:
+        begun = start.give_up()
+        if begun is not None:
+            with begun:  # closes the pipes, and waits for its end
+                begun.kill()
+    result = subprocess.CompletedProcess(command, process.returncode, output, errors)
     if check and result.returncode != 0:
         raise NamespaceError(f"`{text}` failed with exit status {result.returncode}: {_last_line(result)}")
     return result

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from ipaddress import ip_address
@@ -52,10 +54,51 @@ class PretendedTun(TunDevice):
         super().close()
 
 
+class _Loopback:
+    """The loopback addresses of this network namespace, for one process at a time; a context manager, which may be nested.
+
+    Hosts of two processes that test at once, such as those of pytest-xdist, would take each other's ports: the second waits.
+    What tells them is a name in the abstract namespace (unix(7)): it is one network namespace's, and gone with its process.
+    """
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()
+        self._users = 0
+
+    def __enter__(self) -> None:
+        if self._users == 0:
+            with contextlib.ExitStack() as stack:
+                name = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+                while not _bound(name, "\0overlaynet-testing-loopback"):
+                    time.sleep(0.05)
+                self._held = stack.pop_all()
+        self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._held.close()
+
+
+def _bound(to: socket.socket, name: str) -> bool:
+    """Whether the socket could be bound to the name, which another one may have."""
+    try:
+        to.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+_loopback = _Loopback()
+
+
 class PretendedHosts:
     """Hosts whose TUN devices are pretended. Within its ``with`` block, ``TunDevice.make`` makes them.
 
-    They are made on the host ``near``, but in the ``with`` block of :meth:`on`, and by tasks that were begun in it.
+    They are made on the host ``near``, but in the ``with`` block of :meth:`on`, and by tasks that were begun in it. Their
+    sockets are those of this machine: while another process on it has such hosts, the ``with`` block waits.
     """
 
     def __init__(self) -> None:
@@ -66,6 +109,7 @@ class PretendedHosts:
         self._patch = mock.patch.object(TunDevice, "make", self._make)
 
     def __enter__(self) -> Self:
+        _loopback.__enter__()
         self._patch.start()
         return self
 
@@ -73,6 +117,7 @@ class PretendedHosts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._patch.stop()
+        _loopback.__exit__()
 
     @contextlib.contextmanager
     def on(self, host: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,16 +35,28 @@ def axis(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def failed(axis: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What each suite made of its wrong drivers; all run at once, for they wait now and then."""
+    directory = tmp_path_factory.mktemp("wrong")
+
+    def run(axis: str) -> Path:
+        report = directory / f"{axis}.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", f"--junit-xml={report}"]
+        done = subprocess.run(
+            [*command, f"tests/conformance/wrong/{axis}.py"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return report
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(AXES, pool.map(run, AXES), strict=True))
+
+
+@pytest.fixture(scope="module")
+def failed(axis: str, reports: dict[str, Path]) -> dict[str, set[str]]:
     """The names of the tests that each class failed, without their parameters; classes that failed none, too."""
-    report = tmp_path_factory.mktemp("wrong") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", f"--junit-xml={report}"]
-    done = subprocess.run(
-        [*command, f"tests/conformance/wrong/{axis}.py"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
     classes: dict[str, set[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it
+    for case in ElementTree.parse(reports[axis]).iter("testcase"):  # noqa: S314 - pytest wrote it
         name = case.attrib["classname"].rpartition(".")[2]
         broken = classes.setdefault(name, set())
         if case.find("failure") is not None or case.find("error") is not None:

@@ -152,6 +152,31 @@ async def test_a_hung_leader_is_passed_over(cluster: EtcdCluster, make_store: Ma
         assert await former.get("subnets/before") == before
 
 
+async def test_a_hung_member_that_holds_the_watch_is_left_soon_enough_with_the_time_limits_of_the_daemon(
+    cluster: EtcdCluster, make_store: MakeStore
+) -> None:
+    """It keeps the connection, and says nothing, as on a quiet network."""
+    limits = EtcdStore.timeouts
+    assert limits.silence + limits.answer <= 15.0
+    leader = await asyncio.to_thread(lambda: cluster.leader)
+    hung, *others = sorted(cluster.members, key=lambda member: member is leader)
+    writer = make_store(others).table
+    endpoints = tuple(member.endpoint for member in (hung, *others))
+    store = EtcdStore(EtcdOptions(endpoints=endpoints, prefix=make_store(others).options.prefix))
+    try:
+        async with aclosing(store.table.watch("subnets/")) as listings:
+            await until(listings, lambda listing: not listing)
+            await create(writer, "subnets/before")
+            await until(listings, bool)  # so the watch stands
+            hung.pause()
+            await create(writer, "subnets/after")
+            await until(listings, lambda listing: "subnets/after" in listing)
+            # What is asked next does not have to find out once more.
+            assert await store.table.get("subnets/after") is not None
+    finally:
+        await store.aclose()
+
+
 async def test_a_stop_gives_the_lease_back_although_the_first_member_hangs(
     cluster: EtcdCluster,
 ) -> None:

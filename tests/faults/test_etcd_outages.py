@@ -41,7 +41,11 @@ class HastyStore(EtcdStore):
 
 
 class ImpatientStore(EtcdStore):
-    timeouts = Timeouts(connect=1.0, answer=1.0, silence=1.0, patience=1.0)
+    timeouts = Timeouts(connect=1.0, answer=1.0, silence=1.0, patience=1.0, stay=2.0)
+
+
+class AttentiveStore(EtcdStore):
+    timeouts = Timeouts(connect=1.0, answer=1.0, silence=0.3, patience=1.0, stay=600.0)
 
 
 class StrictStore(EtcdStore):
@@ -260,6 +264,63 @@ async def test_a_hung_member_is_passed_over(open_table: OpenTable) -> None:
             fresh = open_table(hung.endpoint, *(member.endpoint for member in others))
             assert await fresh.create("subnets/b", b"", 60.0) is not None
             await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
+
+
+async def test_a_hung_etcd_is_watched_on_where_no_other_answers(
+    etcd: EtcdServer, open_table: OpenTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nowhere to go: so nothing is opened or listed anew, and nothing said."""
+    caplog.set_level(logging.DEBUG, "overlaynet.stores")
+    async with Relay("127.0.0.1", etcd.port) as relay, Relay("127.0.0.1", etcd.port) as hung:
+        hung.hang()
+        writer = open_table(etcd.endpoint)
+        table = open_table(url(relay), DEAD, url(hung), store=AttentiveStore)
+        async with aclosing(table.watch("subnets/")) as listings:
+            gone = await create(writer, "subnets/gone")
+            await until(listings, bool)
+            assert await writer.delete(gone)
+            await until(listings, lambda listing: not listing)
+            relay.hang()
+            await create(writer, "subnets/new")
+            async with asyncio.timeout(PATIENCE):
+                while caplog.messages.count("watch stays where it is") < 2:
+                    await asyncio.sleep(0.05)
+            relay.flow()
+            await until(listings, lambda listing: set(listing) == {"subnets/new"})
+            # And is asked for a sign of life as before.
+            answered = requests(relay, "kv/range")
+            async with asyncio.timeout(PATIENCE):
+                while requests(relay, "kv/range") < answered + 3:
+                    await asyncio.sleep(0.05)
+            assert (requests(relay, "watch"), listings_asked_for(relay)) == (1, 1)
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+
+
+async def test_an_etcd_that_hangs_for_long_ends_the_watch(etcd: EtcdServer, open_table: OpenTable) -> None:
+    async with Relay("127.0.0.1", etcd.port) as relay:
+        watch = open_table(url(relay), store=ImpatientStore).watch("subnets/")
+        async with aclosing(watch) as listings:
+            await until(listings, lambda listing: not listing)
+            await create(open_table(etcd.endpoint), "subnets/a")
+            await until(listings, bool)  # so the watch stands
+            relay.hang()
+            with pytest.raises(StoreUnavailable, match=r"does not answer \(no answer in time\)"):
+                await until(listings, lambda listing: False)
+            relay.flow()
+
+
+async def test_a_slow_member_keeps_the_watch(etcd: EtcdServer, open_table: OpenTable) -> None:
+    async with Relay("127.0.0.1", etcd.port, delay=0.5) as slow, Relay("127.0.0.1", etcd.port) as other:
+        writer = open_table(etcd.endpoint)
+        async with aclosing(open_table(url(slow), url(other), store=AttentiveStore).watch("subnets/")) as listings:
+            await until(listings, lambda listing: not listing)
+            async with asyncio.timeout(PATIENCE):
+                while requests(slow, "kv/range") < 4:
+                    await asyncio.sleep(0.05)
+            await create(writer, "subnets/a")
+            await until(listings, bool)
+            assert (requests(slow, "watch"), listings_asked_for(slow)) == (1, 1)
+        assert other.received == b""
 
 
 async def test_a_slow_member_is_waited_for_and_one_that_is_too_slow_is_not(

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import os
 import shutil
@@ -9,6 +10,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,19 @@ from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
-from overlaynet.testing.etcd import Certificates, EtcdServer, make_certificates
+from overlaynet.testing.etcd import Certificates, EtcdCluster, EtcdServer, make_certificates
+from overlaynet.testing.lab import SWITCH_ADDRESS, Host, Lab, wait_until
 from overlaynet.testing.relay import Relay
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 30.0
-TOKEN_TTL = 1
+TOKEN_TTL = 2
+"""Seconds; that of a signed token is up to one less, for it counts whole ones."""
 PASSWORD = "open sesame"
 
 OpenTable = Callable[..., Table]
+Invalid = tuple[tuple[datetime, datetime], str]
 
 _numbers = itertools.count()
 
@@ -90,9 +95,9 @@ async def open_table() -> AsyncIterator[OpenTable]:
     opened: list[Table] = []
     prefix = f"/guarded/test{next(_numbers)}"
 
-    def open_table(endpoint: str, **options: Any) -> Table:
+    def open_table(*endpoints: str, **options: Any) -> Table:
         paths = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        opened.append(HastyStore(EtcdOptions(endpoints=(endpoint,), **{"prefix": prefix, **paths})).make_table())
+        opened.append(HastyStore(EtcdOptions(endpoints=endpoints, **{"prefix": prefix, **paths})).make_table())
         return opened[-1]
 
     yield open_table
@@ -375,7 +380,7 @@ def replace(path: Path, by: Path) -> None:
 async def test_a_whole_rotation_goes_unnoticed(
     certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
 ) -> None:
-    """Authority, server and client get new certificates under running clients; no request is refused meanwhile."""
+    """Authority, server and client get new certificates under running clients, all at once, while etcd is away."""
     ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
     with EtcdServer(certificates=theirs, client_certificates=True) as server:
         files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
@@ -396,6 +401,94 @@ async def test_a_whole_rotation_goes_unnoticed(
             assert await table.get("subnets/a") == record
             assert await table.create("subnets/b", b"", 600.0) is not None
             await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
+
+
+async def test_a_rotation_step_by_step_refuses_nothing(
+    certificates: Certificates, successor: Certificates, open_table: OpenTable, tmp_path: Path
+) -> None:
+    """As an operator does it who has three members: both authorities are trusted before any certificate changes.
+
+    Reads and renewals go on all the time, and are counted. One may fail while a member stops, as the others may have to
+    agree on a leader first; and a renewal that was under way there has happened or not, which is looked up, as the daemon
+    does. At no other time one fails, and at none for its certificate.
+    """
+    ours, theirs = copied(certificates, tmp_path / "ours"), copied(certificates, tmp_path / "theirs")
+    both = tmp_path / "both.crt"
+    both.write_bytes(certificates.cafile.read_bytes() + successor.cafile.read_bytes())
+    served = {"reads": 0, "renewals": 0}
+    stopping = ended = False
+
+    async def read(table: Table) -> None:
+        while not ended:
+            try:
+                assert await table.get("config") is None
+            except StoreUnavailable:
+                if not stopping:
+                    raise
+            else:
+                served["reads"] += 1
+
+    async def renew(table: Table) -> None:
+        record = await table.create("subnets/a", b"", 600.0)
+        while not ended:
+            assert record is not None
+            try:
+                record = await table.replace(record, b"", 600.0)
+            except StoreUnavailable:
+                if not stopping:
+                    raise
+                with contextlib.suppress(StoreUnavailable):
+                    record = await table.get("subnets/a")
+            else:
+                served["renewals"] += 1
+
+    async def more_are_served() -> None:
+        before = dict(served)
+        async with asyncio.timeout(PATIENCE):
+            while not all(served[kind] > before[kind] + 3 for kind in served):
+                await asyncio.sleep(0.01)
+
+    with EtcdCluster(certificates=theirs, client_certificates=True) as cluster:
+
+        async def restart_one_after_another() -> None:
+            nonlocal stopping
+            for member in cluster.members:
+                stopping = True
+                await asyncio.to_thread(member.stop)
+                await more_are_served()
+                stopping = False
+                await more_are_served()
+                await asyncio.to_thread(member.start)
+                await more_are_served()
+
+        def open_one() -> Table:
+            files = {"cafile": ours.cafile, "certfile": ours.client_certificate, "keyfile": ours.client_key}
+            return open_table(*cluster.endpoints, **files)
+
+        async with asyncio.TaskGroup() as tasks, aclosing(open_one().watch("subnets/")) as listings:
+            tasks.create_task(read(open_one()))
+            tasks.create_task(renew(open_one()))
+            await until(listings, bool)
+            replace(ours.cafile, both)
+            replace(theirs.cafile, both)
+            await restart_one_after_another()
+            replace(theirs.server_certificate, successor.server_certificate)
+            replace(theirs.server_key, successor.server_key)
+            replace(ours.client_certificate, successor.client_certificate)
+            replace(ours.client_key, successor.client_key)
+            await more_are_served()
+            replace(theirs.cafile, successor.cafile)
+            await restart_one_after_another()
+            replace(ours.cafile, successor.cafile)
+            await more_are_served()
+            ended = True
+            assert await open_one().create("subnets/last", b"", 600.0) is not None
+            await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/last"})
+        # The former ones are of no use any more.
+        files = {"certfile": certificates.client_certificate, "keyfile": certificates.client_key}
+        for cafile in (certificates.cafile, successor.cafile):
+            with pytest.raises(StoreError, match="trust"):
+                await open_table(*cluster.endpoints, cafile=cafile, **files).get("config")
 
 
 async def test_half_a_rotation_changes_nothing(
@@ -453,6 +546,167 @@ async def test_a_server_may_replace_its_certificate(
                     assert await each.get("subnets/a") is not None
                 assert await table.create("subnets/b", b"", 600.0) is not None
                 await until(listings, lambda listing: set(listing) == {"subnets/a", "subnets/b"})
+
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+YESTERDAY, TOMORROW = NOW - timedelta(days=1), NOW + timedelta(days=1)
+
+
+@pytest.fixture(
+    params=[
+        ((YESTERDAY - timedelta(days=1), YESTERDAY), f"has expired on {YESTERDAY:%Y-%m-%d %H:%M:%S} UTC"),
+        ((TOMORROW, TOMORROW + timedelta(days=1)), f"is not valid before {TOMORROW:%Y-%m-%d %H:%M:%S} UTC"),
+    ],
+    ids=["expired", "not valid yet"],
+)
+def invalid(request: pytest.FixtureRequest) -> Invalid:
+    """The dates of a certificate that is not valid now, and what is to be said of it."""
+    found: Invalid = request.param
+    return found
+
+
+async def test_a_servers_certificate_that_is_not_valid_now_is_named(
+    certificates: Certificates, open_table: OpenTable, tmp_path: Path, invalid: Invalid
+) -> None:
+    made = make_certificates(tmp_path, authority=certificates, validity=invalid[0])
+    with EtcdServer(certificates=made, client_certificates=True) as server:
+        table = open_table(
+            server.endpoint,
+            cafile=certificates.cafile,
+            certfile=certificates.client_certificate,
+            keyfile=certificates.client_key,
+        )
+        assert await refusal(table) == (
+            f"etcd at {server.endpoint} cannot be used: its certificate {invalid[1]}; replace it, or check the clock of this "
+            "host"
+        )
+
+
+async def test_an_authoritys_certificate_that_is_not_valid_now_is_named(
+    open_table: OpenTable, tmp_path: Path, invalid: Invalid
+) -> None:
+    authority = make_certificates(tmp_path / "authority", validity=invalid[0])
+    made = make_certificates(tmp_path / "others", authority=authority)
+    with EtcdServer(certificates=made) as server:
+        assert await refusal(open_table(server.endpoint, cafile=made.cafile)) == (
+            f"etcd at {server.endpoint} cannot be used: the certificate of an authority in --etcd-cafile {made.cafile} "
+            f"{invalid[1]}; replace it, or check the clock of this host"
+        )
+
+
+async def test_a_client_certificate_that_is_not_valid_now_is_named(
+    exclusive: EtcdServer,
+    certificates: Certificates,
+    open_table: OpenTable,
+    tmp_path: Path,
+    invalid: Invalid,
+) -> None:
+    made = make_certificates(tmp_path, authority=certificates, validity=invalid[0])
+    files = {"cafile": made.cafile, "certfile": made.client_certificate, "keyfile": made.client_key}
+    texts = {await refusal(open_table(exclusive.endpoint, **files)) for _ in range(3)}
+    # Each time etcd may hang up before or after a request is written.
+    assert texts == {
+        f"etcd at {exclusive.endpoint} cannot be used: it refuses this host's certificate, --etcd-certfile "
+        f"{made.client_certificate}, which {invalid[1]}; replace it and its key, or check the clock of this host"
+    }
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab("certificates") as lab:
+        yield lab
+
+
+def start_with_a_short_life(
+    host: Host, store: list[str | Path], authority: Certificates, ours: Certificates
+) -> datetime:
+    """Start a daemon whose client certificate expires soon, but not before the daemon is ready; when it does."""
+    for seconds in (5, 60):
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+        made = make_certificates(host.directory / str(seconds), authority=authority, validity=(YESTERDAY, until))
+        replace(ours.client_certificate, made.client_certificate)
+        replace(ours.client_key, made.client_key)
+        try:
+            host.start_overlaynet(store, ["--log-level", "debug"])
+        except OverlaynetError:  # a slow machine
+            assert host.daemon is not None
+            host.daemon.kill()
+        else:
+            return until
+    raise AssertionError("it was never ready in time")
+
+
+def test_a_daemon_whose_certificate_expires_says_so_once_and_heals_when_it_is_replaced(lab: Lab) -> None:
+    good = make_certificates(lab.directory / "good", [f"IP:{SWITCH_ADDRESS.ip}"])
+    ours = copied(good, lab.directory / "ours")
+    a, b = lab.hosts
+    with EtcdServer(
+        str(SWITCH_ADDRESS.ip), network_namespace=lab.switch.name, certificates=good, client_certificates=True
+    ) as etcd:
+
+        def store(certificates: Certificates) -> list[str | Path]:
+            files: list[str | Path] = [
+                "--etcd-cafile",
+                certificates.cafile,
+                "--etcd-certfile",
+                certificates.client_certificate,
+            ]
+            return [
+                "--store",
+                "etcd",
+                "--etcd-endpoints",
+                etcd.endpoint,
+                *files,
+                "--etcd-keyfile",
+                certificates.client_key,
+            ]
+
+        b.start_overlaynet(store(good))
+        until = start_with_a_short_life(a, store(ours), good, ours)
+        daemons = [host.daemon for host in lab.hosts if host.daemon is not None]
+        for host in lab.hosts:
+            host.connect_containers()
+        lab.wait_until_acquainted()
+        before = a.status()
+        ping = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
+
+        def arrives() -> bool:
+            return lab.containers[0].namespace.execute(ping, check=False).returncode == 0
+
+        wait_until(arrives, PATIENCE, "a ping to arrive")
+        wait_until(lambda: datetime.now(UTC) > until, 90, "the end of the certificate")
+        assert a.status()["problems"] == {}, "what is connected stays so"
+        etcd.stop()
+        etcd.start()
+        problem = (
+            f"it refuses this host's certificate, --etcd-certfile {ours.client_certificate}, which has expired on "
+            f"{until:%Y-%m-%d %H:%M:%S} UTC; replace it and its key, or check the clock of this host"
+        )
+        wait_until(lambda: problem in str(a.status()["problems"]), PATIENCE, "the daemon to say what is wrong")
+
+        def told() -> list[int]:
+            records = enumerate(daemons[0].records)
+            return [at for at, record in records if "degraded" in record["message"] and problem in record["reason"]]
+
+        (first,) = told()
+        wait_until(
+            lambda: sum(record["message"] == "watch broke" for record in daemons[0].records[first:]) >= 2,
+            PATIENCE,
+            "two more tries",
+        )
+        assert told() == [first], "once is enough"
+        assert arrives(), "traffic goes on"
+        assert b.status()["peers"] == 1
+
+        replace(ours.client_certificate, good.client_certificate)
+        replace(ours.client_key, good.client_key)
+        wait_until(lambda: a.status()["problems"] == {}, PATIENCE, "the end of all problems")
+        after = a.status()
+        assert (after["subnets"], after["peers"]) == (before["subnets"], 1)
+        assert arrives()
+        for daemon in daemons:
+            assert not [record for record in daemon.records if record["message"] in ("peer removed", "lease lost")]
+            assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("missing", ["cafile", "certfile", "keyfile"])

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 SECONDS = 12.0
 WRITERS = 4
 KEYS = [f"subnets/10.244.{i}.0-24" for i in range(3)]
-LIFETIMES = (0.2, 0.5, 1.0)
+LIFETIMES = (0.1, 0.2, 0.5)
 
 
 def now() -> float:
@@ -184,7 +184,7 @@ async def test_killed_writers_tear_nothing_block_nobody_and_hold_nothing_twice(t
     events = [json.loads(line) for line in lines]
     kinds = Counter(kind for kind, *_ in events)
     assert kinds["killed"] > 50, kinds
-    assert kinds["told"] > 100, kinds
+    assert kinds["told"] > 50, kinds
     assert not [event for event in events if event[0] in ("torn", "failed")]
     assert all(code == -signal.SIGKILL for kind, code, *_ in events if kind == "killed")
 

@@ -113,47 +113,6 @@ def test_a_device_whose_name_is_taken_meanwhile_is_reported_and_made_when_the_na
     wait_until(lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "the third host to answer")
 
 
-@pytest.mark.parametrize(
-    ("commands", "mended"),
-    [
-        (["link set overlay0 down"], "it was down"),
-        (["link set overlay0 mtu 1000"], "MTU"),
-        (["address flush dev overlay0"], "addresses"),
-        (["address add 10.9.9.9/32 dev overlay0"], "addresses"),
-    ],
-)
-def test_what_is_done_to_the_device_is_mended_at_once(lab: Lab, commands: list[str], mended: str) -> None:
-    host = lab.hosts[0]
-    host.namespace.ip(*commands)
-    record = daemon_of(host).wait_for("device mended", PATIENCE)
-    assert record["mended"] == mended
-    assert "UP" in link(host)["flags"]
-    assert link(host)["mtu"] == 1472
-    (addresses,) = host.namespace.ip_json("address", "show", "overlay0")
-    assert [entry["local"] for entry in addresses["addr_info"] if entry["family"] == "inet"] == ["10.244.1.0"]
-    wait_until(lambda: routes(host) == OVERLAY_ROUTES, PATIENCE, "the routes")
-    wait_for_traffic(lab)
-    time.sleep(2)
-    assert len(said(host, "device mended")) == 1, "logged once"
-
-
-@pytest.mark.parametrize(
-    "commands",
-    [
-        ["route delete 10.244.0.0/16 dev overlay0"],
-        ["route flush proto 82"],
-    ],
-    ids=["deleted", "all deleted"],
-)
-def test_what_is_done_to_the_routes_is_mended_at_once(lab: Lab, commands: list[str]) -> None:
-    host = lab.hosts[0]
-    before = len(said(host, "routes changed"))
-    host.namespace.ip(*commands)
-    wait_until(lambda: len(said(host, "routes changed")) > before, PATIENCE, "the daemon to mend the routes")
-    wait_until(lambda: set(OVERLAY_ROUTES) <= set(routes(host)), PATIENCE, "the routes")
-    wait_for_traffic(lab)
-
-
 def test_a_route_of_somebody_else_in_the_place_of_ours_is_reported_until_it_is_gone(lab: Lab) -> None:
     host = lab.hosts[0]
     host.namespace.ip("route replace 10.244.0.0/16 dev eth0")
@@ -180,8 +139,8 @@ def test_forwarding_switched_off_is_said_and_said_when_it_is_on_again(lab: Lab) 
 def test_a_parameter_that_no_event_tells_of_is_found_by_the_audit(lab: Lab) -> None:
     host = lab.hosts[0]
     host.namespace.set_sysctl("net.ipv4.conf.overlay0.accept_local", 0)
-    record = daemon_of(host).wait_for("device mended", 60)
-    assert record["mended"] == "accept_local"
+    daemon_of(host).wait_for("device mended", 60)
+    assert [record["mended"] for record in said(host, "device mended")] == ["accept_local"]
     assert host.namespace.execute(["sysctl", "-n", "net.ipv4.conf.overlay0.accept_local"]).stdout.strip() == "1"
 
 
@@ -192,14 +151,14 @@ def test_ipv6_switched_off_on_the_device_is_switched_on_again() -> None:
             host.connect_containers()
         host = lab.hosts[0]
         host.namespace.set_sysctl("net.ipv6.conf.overlay0.disable_ipv6", 1)
-        record = daemon_of(host).wait_for("device mended", PATIENCE)
-        assert record["mended"] == "disable_ipv6, addresses"
+        daemon_of(host).wait_for("device mended", PATIENCE)
         command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip6)]
         container = lab.containers[0].namespace
         wait_until(
             lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "a ping by IPv6 to arrive"
         )
         wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
+        assert [record["mended"] for record in said(host, "device mended")] == ["disable_ipv6, addresses"]
 
 
 def test_an_underlay_that_is_switched_off_and_on_is_survived_under_load(lab: Lab) -> None:
@@ -228,12 +187,14 @@ def drops(host: Host) -> dict[str, int]:
 def test_an_underlay_interface_that_is_deleted_and_made_again_is_survived(lab: Lab) -> None:
     host = lab.hosts[0]
     host.namespace.ip("link delete eth0")
-    wait_until(lambda: "underlay" in problems(host), PATIENCE, "the daemon to say so")
-    assert "there is no interface eth0" in problems(host)["underlay"]
+    # A look that began before the deletion may find another reason first.
+    missing = "there is no interface eth0"
+    wait_until(lambda: missing in problems(host).get("underlay", ""), PATIENCE, "the daemon to say so")
     assert does_not_spin(daemon_of(host))
     host.plug_in()
     wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
     wait_for_traffic(lab)
+    assert len(said(host, "degraded")) == len(said(host, "recovered")) == 1
 
 
 def test_the_mtu_of_the_underlay_is_followed_down_and_up(lab: Lab) -> None:

@@ -1,15 +1,26 @@
 """A node's address changes while it runs, and its connections to etcd with it: it keeps its subnet, and peers follow."""
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 
 import pytest
 
 from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.etcd import EtcdServer
-from overlaynet.testing.lab import SWITCH_ADDRESS, Container, Host, Lab, wait_until
+from overlaynet.testing.lab import (
+    NETWORK,
+    NETWORK6,
+    SWITCH_ADDRESS,
+    SWITCH_ADDRESS6,
+    UNDERLAY6,
+    Container,
+    Host,
+    Lab,
+    wait_until,
+)
 
 A_IS_MOVED_TO = IPv4Interface("172.16.130.77/24")
+A_IS_MOVED_TO6 = IPv6Interface("fd00:16::77/64")
 PATIENCE = 30.0
 SECONDS = 9.0
 """Less than a request waits for its answer on a connection that is dead, and a watch for a sign of life."""
@@ -28,8 +39,9 @@ def etcd(lab: Lab) -> Iterator[EtcdServer]:
         yield server
 
 
-def wait_for_ping(source: Container, destination: Container) -> None:
-    command = ["ping", "-n", "-c", "1", "-W", "1", str(destination.ip)]
+def wait_for_ping(source: Container, destination: Container, version: int = 4) -> None:
+    address = destination.ip if version == 4 else destination.ip6
+    command = ["ping", "-n", "-c", "1", "-W", "1", str(address)]
     wait_until(lambda: source.namespace.execute(command, check=False).returncode == 0, PATIENCE, "a ping to arrive")
 
 
@@ -115,3 +127,92 @@ def test_a_node_whose_interface_was_replaced_keeps_its_subnet_over_a_restart(
     wait_for_ping(second, first)
     for host in (a, b):
         wait_until(lambda host=host: host.status()["problems"] == {}, PATIENCE, "the end of all problems")  # type: ignore[misc]
+
+
+def renumbered_at_once(host: Host) -> None:
+    """The new address can be used only when it has been checked for duplicates, after a second or two."""
+    host.namespace.ip(
+        f"address delete {host.address6} dev eth0",
+        f"address add {A_IS_MOVED_TO6} dev eth0",
+        f"route replace default via {SWITCH_ADDRESS6.ip}",
+    )
+
+
+def renumbered_in_time(host: Host) -> None:
+    """As routers do it (RFC 4192): both are valid for a while, and the old one is deprecated; with a privacy address."""
+    host.namespace.set_sysctl("net.ipv6.conf.eth0.use_tempaddr", 2)
+    host.namespace.ip(
+        f"route add {UNDERLAY6} dev eth0 metric 100",  # that of the kernel may end with the lifetime of an address
+        f"address add {A_IS_MOVED_TO6} dev eth0 valid_lft 90000 preferred_lft 90000 mngtmpaddr",
+        f"address change {host.address6} dev eth0 valid_lft 90000 preferred_lft 0",
+    )
+    assert "temporary" in host.namespace.execute(["ip", "address", "show", "eth0"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("underlay", "backend", "renumber"),
+    [
+        ((6,), "udp", renumbered_at_once),
+        ((6,), "host-gw", renumbered_at_once),
+        ((4, 6), "vxlan", renumbered_at_once),
+        ((6,), "vxlan", renumbered_in_time),
+        ((4, 6), "udp", renumbered_in_time),
+    ],
+)
+def test_another_address_of_ipv6_is_published_when_it_can_be_used_and_peers_follow(
+    underlay: tuple[int, ...], backend: str, renumber: Callable[[Host], None]
+) -> None:
+    overlay = NETWORK if 4 in underlay else None
+    with (
+        Lab(
+            "moving", overlay=overlay, overlay6=NETWORK6, underlay=underlay, backend=backend, default_route=True
+        ) as lab,
+        EtcdServer(str(SWITCH_ADDRESS6.ip), network_namespace=lab.switch.name) as etcd,
+    ):
+        a, b = lab.hosts
+        first, second = lab.containers
+        if backend == "udp" and 4 in underlay:
+            b.namespace.ip(f"address delete {b.address} dev eth0")  # or IPv4 would carry everything
+        for host in (a, b):
+            host.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint])
+            host.connect_containers()
+        lab.wait_until_acquainted()
+        wait_for_ping(first, second, 6)
+        before = a.status()
+        renumber(a)
+        assert a.daemon is not None
+        assert b.daemon is not None
+        wait_until(lambda: a.status()["public_ipv6"] == str(A_IS_MOVED_TO6.ip), PATIENCE, "it to be published")
+        changed = b.daemon.wait_for("peer changed", SECONDS)
+        assert changed["address"].split(", ")[-1] == str(A_IS_MOVED_TO6.ip)
+        for version in (6, 4) if 4 in underlay else (6,):
+            wait_for_ping(first, second, version)
+            wait_for_ping(second, first, version)
+        for host in (a, b):
+            wait_until(lambda host=host: host.status()["problems"] == {}, PATIENCE, "the end of all problems")  # type: ignore[misc]
+        after = a.status()
+        assert [after[name] for name in ("subnets", "public_ipv4", "mtu")] == [
+            before[name] for name in ("subnets", "public_ipv4", "mtu")
+        ]
+        for host, message in ((a, "underlay changed"), (a, "address published"), (b, "peer changed")):
+            assert host.daemon is not None
+            assert [record["message"] for record in host.daemon.records].count(message) == 1, message
+        assert a.daemon.stop() == 0
+
+
+def test_an_address_of_ipv6_that_another_host_has_is_not_published() -> None:
+    """What duplicate address detection finds is said; the node goes on with the address that it has of IPv4."""
+    with Lab("moving", overlay6=NETWORK6, underlay=(4, 6)) as lab:
+        a, b = lab.hosts
+        for host in (a, b):
+            host.start_overlaynet(lab.file_store)
+            host.connect_containers()
+        lab.wait_until_acquainted()
+        a.namespace.ip(f"address delete {a.address6} dev eth0", f"address add {b.address6.ip}/64 dev eth0")
+        wait_until(lambda: a.status()["public_ipv6"] is None, PATIENCE, "the address to be given up")
+        assert a.status()["public_ipv4"] == str(a.address.ip)
+        wait_until(lambda: a.status()["problems"] == {}, PATIENCE, "the end of all problems")
+        wait_for_ping(lab.containers[0], lab.containers[1])
+        a.namespace.ip(f"address delete {b.address6.ip}/64 dev eth0", f"address add {A_IS_MOVED_TO6} dev eth0")
+        wait_until(lambda: a.status()["public_ipv6"] == str(A_IS_MOVED_TO6.ip), PATIENCE, "another to be published")
+        assert str(b.address6.ip) not in str([r for r in a.daemon.records if r["message"] == "address published"])  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from tests.faults.systemd_machine import SOURCE, SystemdMachine
 
 PATIENCE = 30.0
 UNIT = "overlaynet.service"
+PRODUCT_UUID = "4c4c4544-0042-3510-8052-b4c04f564433"
 PROBE = """
 import ctypes, errno, json, mmap, os, socket, time
 from pathlib import Path
@@ -339,6 +340,26 @@ def test_a_stop_does_not_wait_for_a_store_that_hangs(machine: SystemdMachine, et
     finally:
         etcd.resume()
     assert stopped_well(machine)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a machine with a product UUID", "one without"])
+def test_the_firmwares_name_of_the_machine_is_handed_to_the_daemon(machine: SystemdMachine, known: bool) -> None:
+    """By it a node knows itself when all its interfaces are new at a boot; root alone may read it."""
+    if known:
+        machine.execute(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/sys/class"])
+        machine.execute(["mkdir", "-p", "/sys/class/dmi/id"])
+        machine.execute(["install", "-m", "400", "/dev/null", "/sys/class/dmi/id/product_uuid"])
+        write(machine, "/sys/class/dmi/id/product_uuid", f"{PRODUCT_UUID}\n")
+    configure_file_store(machine, node=None)
+    machine.systemctl("start", "overlaynet")
+    (kept,) = (machine.files / "var/lib/overlaynet").glob("identity-*.json")
+    product = json.loads(kept.read_text())["Product"]
+    assert bool(product) == known
+    assert PRODUCT_UUID not in kept.read_text()
+    listed = machine.execute(["find", "/run", "-name", "*product_uuid", "-printf", "%u %g %m %p\\n"]).stdout
+    assert listed.splitlines() == (["root overlaynet 440 /run/overlaynet.product_uuid"] if known else [])
+    for complaint in ("product_uuid", "FAILURE", "warning:", "error:"):
+        assert complaint not in machine.journal(UNIT)
 
 
 def test_its_files_are_its_own_and_in_its_directories(machine: SystemdMachine) -> None:

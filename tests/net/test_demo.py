@@ -36,14 +36,15 @@ def interfaces() -> set[str]:
 
 def left_of(name: str) -> list[str]:
     """What there still is of a demonstration: namespaces, files, processes."""
-    left = [other for other in namespaces.names() if other.startswith(name)]
-    left += map(str, Path("/run").glob(f"{name}*"))
+    its = re.compile(re.escape(name) + r"(?!\d)")  # and not that of another, whose number begins alike
+    left = [other for other in namespaces.names() if its.match(other)]
+    left += [str(path) for path in Path("/run").glob(f"{name}*") if its.match(path.name)]
     for process in Path("/proc").glob("[0-9]*"):
-        command, directory = b"", ""
+        command, directory = "", ""
         with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to somebody better
-            command = (process / "cmdline").read_bytes()
+            command = (process / "cmdline").read_text(errors="replace")
             directory = os.readlink(process / "cwd")
-        if name.encode() in command or name in directory:
+        if its.search(command) or its.search(directory):
             left.append(f"process {process.name}: {command!r}")
     return left
 
@@ -167,6 +168,26 @@ def test_a_signal_takes_everything_down(number: signal.Signals) -> None:
     assert errors == "overlaynet: interrupted; everything is taken down\n"
     assert "every packet arrived" not in output
     assert not left_of(name)
+
+
+@pytest.mark.parametrize("begun", ["host-a", "host-b", "switch"])
+def test_a_signal_while_a_process_begins_takes_it_down_too(
+    begun: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has been started, and :class:`subprocess.Popen` does not know it yet."""
+    real = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+    started: list[int] = []
+
+    def execute_child(self: subprocess.Popen[bytes], command: list[str], *rest: object) -> None:
+        real(self, command, *rest)
+        if "netns" in command and command[-1].endswith(begun) if begun == "switch" else begun in command:
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", execute_child)
+    assert main(["demo"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "overlaynet: interrupted; everything is taken down\n"
+    assert not Path(f"/proc/{started[0]}").exists()  # the fixture looks for all the rest
 
 
 def test_on_a_terminal_it_shows_progress_and_ends_on_ctrl_c() -> None:

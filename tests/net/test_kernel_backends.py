@@ -449,7 +449,10 @@ def test_a_deleted_device_is_made_again_with_its_address_and_all_peers(hosts: tu
     assert a.reaches(b, 6)
 
 
-def test_a_device_that_was_changed_by_hand_is_repaired(hosts: tuple[Host, Host, Host]) -> None:
+def test_a_device_that_was_changed_by_hand_is_repaired(
+    hosts: tuple[Host, Host, Host], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what was changed is logged, once."""
     a, b, _ = hosts
     for host in (a, b):
         host.start(vxlan(), BOTH)
@@ -464,7 +467,13 @@ def test_a_device_that_was_changed_by_hand_is_repaired(hosts: tuple[Host, Host, 
         "link set overlay0-v6 up",
     )
     assert not a.reaches(b)
-    a.meet(b)
+    for _ in range(2):
+        a.meet(b)
+    told = [record.__dict__["fields"] for record in caplog.records if record.message == "device mended"]
+    assert told == [
+        {"device": "overlay0", "mended": "hardware address, MTU, it was down, addresses"},
+        {"device": "overlay0-v6", "mended": "addresses"},
+    ]
     assert (a.link("overlay0"), a.entries(), a.entries("overlay0-v6")) == wanted
     (found,) = a.namespace.ip_json("address", "show", "dev", "overlay0")
     assert [one["local"] for one in found["addr_info"]] == ["10.244.1.0"]
@@ -489,7 +498,9 @@ def test_the_device_comes_back_with_its_underlay(hosts: tuple[Host, Host, Host])
     assert b.reaches(a)
 
 
-def test_trouble_with_one_device_leaves_the_other_alone(hosts: tuple[Host, Host, Host]) -> None:
+def test_trouble_with_one_device_leaves_the_other_alone(
+    hosts: tuple[Host, Host, Host], caplog: pytest.LogCaptureFixture
+) -> None:
     a, b, c = hosts
     for host in hosts:
         host.start(vxlan(), BOTH)
@@ -513,6 +524,7 @@ def test_trouble_with_one_device_leaves_the_other_alone(hosts: tuple[Host, Host,
     a.ipv4 = IPv4Address("172.16.130.77")
     assert a.wait(a.backend.set_underlay(a.underlay)) == Device("overlay0", 1430)
     assert a.link("overlay0")["linkinfo"]["info_data"]["local"] == "172.16.130.77"
+    assert caplog.messages.count("device was gone") == 1, "it was deleted once; then it was replaced"
     b.meet(a, c)
     with pytest.raises(BackendError, match="overlay0-v6 is taken"):
         a.meet(b, c)

@@ -25,6 +25,7 @@ from scapy.packet import Raw
 from overlaynet.errors import OverlaynetError
 from overlaynet.testing import namespaces
 from overlaynet.testing.capture import Capture, Packet
+from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.lab import Lab, standing, take_down, wait_until
 from overlaynet.testing.namespaces import NamespaceError, NetworkNamespace, requirements
 from overlaynet.testing.packets import ICMP, UDP
@@ -483,3 +484,64 @@ def test_waiting_in_vain_says_for_what() -> None:
         wait_until(lambda: False, 0.1, "a miracle")
     assert time.monotonic() - start >= 0.1
     assert wait_until(lambda: 42, 0, "nothing") == 42
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("how", ["popen", "execute", "a namespace", "etcd"])
+def test_an_interruption_between_the_begin_of_a_process_and_its_registration_leaves_none(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As when a signal comes while a machine under load takes its time to execute the program."""
+    begun: list[int] = []
+    real = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def execute_child(self: subprocess.Popen[bytes], command: list[str], *rest: object) -> None:
+        real(self, command, *rest)
+        if expected in command:
+            begun.append(self.pid)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _Interrupted
+
+    def do() -> None:
+        if how == "popen":
+            lab.hosts[0].namespace.popen(["sleep", "300"])
+        elif how == "execute":
+            lab.hosts[0].namespace.execute(["sleep", "300"])
+        elif how == "a namespace":
+            lab.open()
+        else:
+            with EtcdServer("127.0.0.1", network_namespace=lab.switch.name, directory=lab.directory):
+                pass
+
+    expected = {"a namespace": "add", "etcd": "--data-dir"}.get(how, "sleep")
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    lab = Lab("interrupted", hosts=1)
+    try:
+        if how != "a namespace":
+            lab.open()
+        monkeypatch.setattr(subprocess.Popen, "_execute_child", execute_child)
+        with pytest.raises(_Interrupted):
+            do()
+    finally:
+        name = lab.name
+        lab.close()
+        signal.signal(signal.SIGUSR1, before)
+    monkeypatch.undo()
+    assert len(begun) == 1
+    assert not Path(f"/proc/{begun[0]}").exists(), "it is ended, and waited for"
+    assert not [other for other in namespaces.names() if other.startswith(name)]
+
+
+def test_whatever_runs_in_a_lab_ends_with_it() -> None:
+    """Also what a process has left behind in a session of its own."""
+    with Lab("leftovers", hosts=1) as lab:
+        namespace = lab.hosts[0].namespace
+        namespace.execute(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 </dev/null &"])
+        wait_until(namespace.processes, 10, "the process")
+        (left,) = namespace.processes()
+    wait_until(lambda: not Path(f"/proc/{left}/cwd").exists(), 10, "its end")

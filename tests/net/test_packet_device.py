@@ -2,17 +2,22 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
 
+from overlaynet import devices, tun_device
 from overlaynet.delivery import Dropped
+from overlaynet.errors import BackendError
 from overlaynet.model import Subnets
+from overlaynet.netlink import Netlink
 from overlaynet.packet_device import PacketDevice
 from overlaynet.testing.conformance import eventually
 from overlaynet.testing.namespaces import NetworkNamespace
 from overlaynet.testing.packets import UDP, parse_ip
 from overlaynet.testing.pretended import datagram
+from overlaynet.tun_device import TunDevice
 
 pytestmark = pytest.mark.anyio
 
@@ -54,3 +59,29 @@ async def test_packets_come_and_go_and_one_that_was_deleted_is_made_again() -> N
                     device.write(datagram("10.244.2.9", "10.244.1.0", b"in"))
                 taken.clear()
         device.close()
+
+
+@pytest.mark.parametrize("other", ["bridge", "another TUN device", "none"])
+async def test_what_has_taken_the_name_as_soon_as_the_device_was_made_is_left_alone(
+    other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's index is asked for by its name, which means another interface by then."""
+    with NetworkNamespace(label="device") as namespace, namespace.entered():
+        commands = ["link delete mine0"]
+        commands += {
+            "bridge": ["link add mine0 type bridge"],
+            "another TUN device": ["tuntap add dev mine0 mode tun"],
+            "none": [],
+        }[other]
+
+        async def too_late(function: Callable[[Netlink], int]) -> int:
+            namespace.ip(*commands)
+            return await devices.ask(function)
+
+        monkeypatch.setattr(tun_device, "ask", too_late)
+        with pytest.raises(
+            BackendError, match="the device mine0 was deleted or renamed as soon as it was made; try again"
+        ):
+            await TunDevice.make("mine0", backend="mine")
+        left = [link for link in namespace.ip_json("link", "show") if link["ifname"] == "mine0"]
+        assert [link.get("ifalias") for link in left] == ([] if other == "none" else [None])

@@ -225,6 +225,10 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert process.stderr.read() == ""
 
 
+AWAY = ["--store", "etcd", "--etcd-endpoints", "http://127.0.0.1:9"]
+"""A store that never answers."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -233,6 +237,10 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         (["--router", "netlnik"], "there is no router 'netlnik'; did you mean 'netlink'? (installed: memory, netlink)"),
         (["--router-option", "protocol=no"], "router netlink: option Protocol must be a whole number, not 'no'"),
         (["--network", "10.0.0.0/30"], "Network 10.0.0.0/30 is too small"),
+        (["--backend", "upd"], "there is no backend 'upd'; did you mean 'udp'? (installed: alloc, extension, "),
+        (["--backend", "udp", "--backend-option", "port=3"], "backend udp: option Port is the same for all nodes; "),
+        ([*AWAY, "--backend", "upd"], "there is no backend 'upd'; did you mean 'udp'? (installed: alloc, extension, "),
+        ([*AWAY, "--router", "netlnik"], "there is no router 'netlnik'; did you mean 'netlink'? "),
     ],
 )
 def test_bad_flags_of_run_are_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -1106,6 +1106,32 @@ async def test_a_route_that_is_refused_is_tried_again_and_reported(lab: Lab) -> 
     await until(lambda: not node.daemon.status()["problems"], seconds=1)
 
 
+async def test_what_changes_in_the_middle_of_a_round_is_no_trouble(
+    lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the device is set down between its own turn and that of the routes through it."""
+    node = lab.start()
+    await node.ready()
+    router = node.drivers.routers[-1]
+    apply = router.apply
+    refused = 0
+
+    async def refuse_once(routes: Sequence[Route]) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise RouterError("the device is down")
+        await apply(routes)
+
+    monkeypatch.setattr(router, "apply", refuse_once)
+    router.disturb()
+    await until(lambda: set(router.applied) == FULL_ROUTES, seconds=1)
+    await asyncio.sleep(10)
+    assert refused >= 2
+    assert not {"degraded", "recovered"} & set(caplog.messages)
+    assert not any(event.startswith("degraded") for event in node.observer.events)
+
+
 async def test_a_plugin_that_raises_is_disabled_and_the_node_goes_on(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,8 @@ class Request:
     path: str
     body: Mapping[str, Any]
     token: str | None
+    port: int
+    """Of the client."""
 
 
 class Gateway:
@@ -61,7 +63,7 @@ class Gateway:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 path = self.path.removeprefix("/v3/")
-                gateway.requests.append(Request(path, body, self.headers.get("Authorization")))
+                gateway.requests.append(Request(path, body, self.headers.get("Authorization"), self.client_address[1]))
                 answers = gateway.answers[path]
                 status, content = answers.pop(0) if len(answers) > 1 else answers[0]
                 if status == HANG_UP:
@@ -103,6 +105,16 @@ class HastyStore(EtcdStore):
     timeouts = Timeouts(connect=5.0, answer=5.0, silence=5.0, patience=5.0)
 
 
+class AttentiveStore(EtcdStore):
+    """Hardly bears silence."""
+
+    timeouts = Timeouts(connect=5.0, answer=5.0, silence=0.1, patience=5.0)
+
+
+class ImpatientStore(EtcdStore):
+    timeouts = Timeouts(connect=5.0, answer=0.5)
+
+
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     gateway = Gateway()
@@ -124,8 +136,8 @@ OpenTable = Callable[..., Table]
 async def open_table(gateway: Gateway, other: Gateway) -> AsyncIterator[OpenTable]:
     opened: list[Table] = []
 
-    def open_table(*urls: str, **options: Any) -> Table:
-        opened.append(HastyStore(EtcdOptions(endpoints=urls or (gateway.url,), prefix="", **options)).make_table())
+    def open_table(*urls: str, store: type[EtcdStore] = HastyStore, **options: Any) -> Table:
+        opened.append(store(EtcdOptions(endpoints=urls or (gateway.url,), prefix="", **options)).make_table())
         return opened[-1]
 
     yield open_table
@@ -201,6 +213,26 @@ async def test_after_an_endpoint_failed_the_next_request_goes_elsewhere(
     assert await table.create("a", b"") is not None
     assert await table.get("a") is None
     assert len(gateway.requests) == 1
+
+
+async def test_after_all_have_failed_one_that_said_so_is_asked_first_and_not_one_that_hangs(
+    gateway: Gateway, other: Gateway, open_table: OpenTable
+) -> None:
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen()
+        hung.settimeout(PATIENCE)
+        address = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        for gateway_ in (gateway, other):
+            gateway_.answers = {"kv/range": [NO_LEADER, EMPTY]}
+        table = open_table(address, gateway.url, other.url, store=ImpatientStore)
+        with pytest.raises(StoreUnavailable, match="no leader"):
+            await table.get("a")
+        assert await table.get("a") is None
+        hung.accept()[0].close()
+        hung.settimeout(0.0)
+        with pytest.raises(BlockingIOError):
+            hung.accept()
 
 
 async def test_a_write_that_surely_did_not_happen_is_sent_elsewhere(
@@ -443,6 +475,57 @@ async def test_a_watch_takes_a_new_token_once(gateway: Gateway, open_table: Open
         async with aclosing(table.watch("")) as listings:
             await until(listings, bool)
     assert [request.token for request in gateway.asked("watch")] == ["one", "two", "two", "three"]
+
+
+async def asked_for_one_key(gateway: Gateway, times: int) -> list[Request]:
+    """What came after the listing."""
+    async with asyncio.timeout(PATIENCE):
+        while len(gateway.asked("kv/range")) <= times:
+            await asyncio.sleep(0.01)
+    _, *asked = gateway.asked("kv/range")
+    return asked
+
+
+async def test_while_a_watch_is_silent_its_member_is_asked_for_one_key_over_one_connection(
+    gateway: Gateway, open_table: OpenTable
+) -> None:
+    gateway.answers = {"kv/range": [EMPTY], "watch": [(200, [CREATED])]}
+    async with aclosing(open_table(store=AttentiveStore).watch("subnets/")) as listings:
+        assert await anext(listings) == {}
+        asked = await asked_for_one_key(gateway, 4)
+    assert [request.body for request in asked] == [{"key": base64.b64encode(b"subnets/").decode()}] * len(asked)
+    (watch,) = gateway.asked("watch")
+    (port,) = {request.port for request in asked}
+    assert port != watch.port
+
+
+@pytest.mark.parametrize("answer", [(HANG_UP, None), BAD_TOKEN])
+async def test_a_sign_of_life_is_asked_for_again_with_another_token_or_connection(
+    gateway: Gateway, other: Gateway, open_table: OpenTable, answer: Answer
+) -> None:
+    gateway.answers = {
+        "auth/authenticate": [(200, {"header": HEADER, "token": token}) for token in ("one", "two")],
+        "kv/range": [EMPTY, EMPTY, answer, EMPTY],
+        "watch": [(200, [CREATED])],
+    }
+    table = open_table(gateway.url, other.url, store=AttentiveStore, username="joe", password="secret")
+    async with aclosing(table.watch("")) as listings:
+        assert await anext(listings) == {}
+        before, refused, again, *_ = await asked_for_one_key(gateway, 4)
+    assert (before.token, before.port) == (refused.token, refused.port) == ("one", before.port)
+    assert again.token == "two"
+    assert (again.port != refused.port) == (answer[0] == HANG_UP)
+    assert len(gateway.asked("watch")) == 1
+    assert other.requests == [], "the watch need not go elsewhere"
+
+
+async def test_a_silent_watch_whose_permission_is_taken_away_ends(gateway: Gateway, open_table: OpenTable) -> None:
+    denied = {"error": "", "message": "etcdserver: permission denied", "code": 7}
+    gateway.answers = {"kv/range": [EMPTY, (403, denied)], "watch": [(200, [CREATED])]}
+    async with aclosing(open_table(store=AttentiveStore).watch("")) as listings:
+        assert await anext(listings) == {}
+        with pytest.raises(StoreError, match="permission denied; grant the user's role"):
+            await anext(listings)
 
 
 async def test_a_listing_once_yielded_does_not_change(gateway: Gateway, open_table: OpenTable) -> None:

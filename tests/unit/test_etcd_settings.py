@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from overlaynet.errors import ConfigError, StoreError
+from overlaynet.lease_keeping import LEAST_PAUSE, renewal_margin
+from overlaynet.network import DEFAULT_LEASE_TTL, MINIMUM_LEASE_TTL
 from overlaynet.options import parse
-from overlaynet.stores._etcd_settings import Credentials, Endpoint, TLSFiles, key_root, parse_endpoints
+from overlaynet.stores._etcd_settings import Credentials, Endpoint, Timeouts, TLSFiles, key_root, parse_endpoints
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 
 HTTP = ("http://10.0.0.1:2379",)
@@ -154,3 +156,23 @@ def test_a_password_file_ends_with_its_line(tmp_path: Path) -> None:
             credentials.read_password()
     secret.write_text(" with spaces \r\n")
     assert credentials.read_password() == " with spaces "
+
+
+@pytest.mark.parametrize("minutes", [1, 60, 1439])
+@pytest.mark.parametrize("ttl", [MINIMUM_LEASE_TTL, 6.0, 9.0, 20.0, 44.0, 45.0, 90.0, 91.0, 3600.0, DEFAULT_LEASE_TTL])
+def test_a_hung_member_leaves_a_renewal_enough_of_its_margin(ttl: float, minutes: int) -> None:
+    """It may hang at the one request that is not sent elsewhere: then the renewal fails, and begins anew after a pause."""
+    limits = Timeouts().for_lifetime(ttl)
+    pause = LEAST_PAUSE * 1.2
+    rest = 1.0
+    assert limits.connect <= limits.answer
+    assert limits.answer + pause + rest <= renewal_margin(ttl, minutes)
+
+
+def test_limits_are_shortened_for_short_lifetimes_alone_and_for_good() -> None:
+    limits = Timeouts()
+    assert limits.for_lifetime(DEFAULT_LEASE_TTL) == limits
+    short = limits.for_lifetime(9.0)
+    assert (short.connect, short.answer) == (2.0, 2.0)
+    assert short.for_lifetime(DEFAULT_LEASE_TTL) == short
+    assert short.for_lifetime(0.1).answer == 1.0, "what etcd may need on a busy machine"

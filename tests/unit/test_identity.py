@@ -9,7 +9,9 @@ from typing import Any
 import attrs
 import pytest
 
-from overlaynet.identity import Circumstances, IdentityFiles, node_identity
+from overlaynet import identity
+from overlaynet.identity import Circumstances, IdentityFiles, circumstances, node_identity
+from overlaynet.model import Underlay
 
 MACHINE = "0123456789abcdef0123456789abcdef\n"
 HARDWARE = "52:54:00:12:34:56"
@@ -211,3 +213,31 @@ def test_where_nothing_can_be_kept_it_goes_on_and_says_so_once(
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("WARNING", "identity not kept")
     assert "let --state-directory be writable, or give --node" in str(record.__dict__)
+
+
+class NoLinks:
+    def links(self) -> list[Any]:
+        return []
+
+
+def test_the_products_uuid_is_the_same_read_by_root_and_from_the_copy_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a node would not know itself any more whose unit is changed from one to the other."""
+    machine, uuid, copy = (tmp_path / name for name in ("machine-id", "product_uuid", "copy"))
+    machine.write_text(MACHINE)
+    monkeypatch.setattr(identity, "MACHINE_ID", machine)
+    monkeypatch.setattr(identity, "PRODUCT_UUID", uuid)
+    monkeypatch.setattr(identity, "PRODUCT_UUID_COPY", copy)
+
+    def product() -> str:
+        kernel: Any = NoLinks()
+        return circumstances(kernel, Underlay("eth0", 1500)).product
+
+    assert product() == ""
+    copy.write_text("4C4C4544-0042-3510-8052-B4C04F564433\n")
+    from_copy = product()
+    uuid.write_text("4c4c4544-0042-3510-8052-b4c04f564433\n")
+    copy.unlink()
+    assert re.fullmatch("[0-9a-f]{64}", from_copy)
+    assert product() == from_copy

@@ -1,13 +1,14 @@
-"""How a node makes the backend that its network document names."""
+"""How a node makes the backend that its network document names, and refuses one that cannot be."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import pytest
 
 from overlaynet import joining, network
 from overlaynet.drivers import Driver
-from overlaynet.errors import ConfigError
+from overlaynet.errors import ConfigError, SettingsError
+from overlaynet.health import Health
 from overlaynet.hookspecs import hookimpl
 from overlaynet.options import option
 from overlaynet.plugins import Plugins
@@ -59,4 +60,29 @@ def test_a_required_option_may_be_each_nodes_own() -> None:
 def test_what_a_node_cannot_have_of_its_own_is_refused(own: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make('{"Type": "carrier", "Key": "everybody\'s"}', own)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("backend", "own", "message"),
+    [
+        ("carier", (), "there is no backend 'carier'"),
+        ("upd", (), "there is no backend 'upd'; did you mean 'udp'? (installed: alloc, extension, "),
+        (
+            "carrier",
+            ("port=3",),
+            "backend carrier: option Port is the same for all nodes; set it in the network document, ",
+        ),
+    ],
+)
+async def test_a_backend_that_is_not_installed_is_refused_before_the_store_is_asked(
+    backend: str, own: tuple[str, ...], message: str
+) -> None:
+    """A store that is away would be waited for, and nobody would hear of it."""
+    plugins = Plugins()
+    plugins.register(Carriers(), name="carriers")
+    nobody: Any = None
+    with pytest.raises(SettingsError) as caught:
+        await joining.find_network(nobody, Settings(backend=backend, backend_option=own), plugins, Health(plugins))
     assert str(caught.value).startswith(message)

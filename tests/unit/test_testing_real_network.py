@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import select
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import Any
@@ -312,3 +315,32 @@ def test_sockets_that_are_taken_away_are_gone_for_everybody() -> None:
 def test_senders_that_do_not_fit_into_a_filter_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 200"):
         sockets.block(NEAR, [NEAR + number for number in range(201)])
+
+
+_WITH_HOSTS = """
+from overlaynet.testing.pretended import PretendedHosts
+with PretendedHosts(), PretendedHosts():
+    print("has them", flush=True)
+    input()
+"""
+
+
+def test_pretended_hosts_of_two_processes_wait_for_each_other() -> None:
+    command = [sys.executable, "-P", "-c", _WITH_HOSTS]
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> subprocess.Popen[str]:
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.kill)
+            return process
+
+        first = begin()
+        assert first.stdout is not None
+        assert first.stdout.readline() == "has them\n"
+        second = begin()
+        assert second.stdout is not None
+        assert not select.select([second.stdout], [], [], 2)[0], "both have them"
+        first.kill()
+        assert second.stdout.readline() == "has them\n"

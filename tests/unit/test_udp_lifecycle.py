@@ -67,6 +67,7 @@ class PretendedKernel:
         self,
         name: str,
         *,
+        index: int | None = None,
         mtu: int | None = None,
         up: bool | None = None,
         alias: str | None = None,
@@ -75,6 +76,7 @@ class PretendedKernel:
         if self.error is not None:
             raise self.error
         assert self.present is not None
+        assert index == self.present.index, "an interface that is not ours"
         self.present = attrs.evolve(
             self.present,
             mtu=self.present.mtu if mtu is None else mtu,
@@ -141,6 +143,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
     monkeypatch.setattr(tun_device, "open_queues", made.open_queues)
+    monkeypatch.setattr(tun_device, "are_of", lambda name, descriptors: True)
     monkeypatch.setattr(devices, "netlink", made.netlink)
     yield made
     if made.device is not None:
@@ -302,6 +305,17 @@ async def test_a_device_that_cannot_be_made_again_is_an_error_until_it_can(
     assert said(caplog, "device lost", "device made again") == ["device lost", "device made again"]
     await made.aclose()
     assert world.port_is_free()
+
+
+async def test_another_interface_of_the_name_is_not_taken_for_the_device(world: World) -> None:
+    """Even while the engine has not noticed yet that its device is gone."""
+    made = await world.started()
+    stranger = Link(9, "pretended0", "dummy", 900, False)
+    world.kernel.present, world.kernel.addresses, world.name_is_taken = stranger, [], True
+    with pytest.raises(BackendError, match=r"the device name pretended0 is taken by another interface \(dummy\)"):
+        await made.set_peers([])
+    assert (world.kernel.present, world.kernel.addresses) == (stranger, [])
+    await made.aclose()
 
 
 async def test_what_others_did_to_the_device_is_mended_and_logged_once(

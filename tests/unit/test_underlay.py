@@ -9,7 +9,7 @@ import pytest
 from overlaynet.errors import UnderlayError
 from overlaynet.model import Underlay
 from overlaynet.netlink import Address, Link
-from overlaynet.underlay import HostNetwork, Wishes, choose_underlay
+from overlaynet.underlay import HostNetwork, Wishes, choose_underlay, read_host_network
 
 
 def link(name: str, mtu: int = 1500, *, up: bool = True) -> Link:
@@ -149,6 +149,103 @@ def test_what_was_chosen_is_kept_with_one_version_or_both() -> None:
     assert choose_underlay(HOST, both, EARLIER) == dual
 
 
+DUAL = attrs.evolve(EARLIER, ipv6=IPv6Address("fd00:10::7"), public_ipv6=IPv6Address("fd00:10::7"))
+
+
+def with_ipv6(*addresses: tuple[str, dict[str, bool | int]]) -> HostNetwork:
+    """The host, with these addresses in the place of the one that eth1 has of IPv6."""
+    others = [a for a in HOST.addresses if a.address.ip != DUAL.ipv6]
+    return attrs.evolve(HOST, addresses=[*others, *(address("eth1", text, **flags) for text, flags in addresses)])
+
+
+@pytest.mark.parametrize("versions", [BOTH, (6,)], ids=["dual", "IPv6"])
+@pytest.mark.parametrize(
+    ("addresses", "chosen"),
+    [
+        # Replaced: at once, and beside the address of IPv4 that stays.
+        ([("fd00:10::9/64", {})], "fd00:10::9"),
+        ([("fe80::9/64", {}), ("fd00:10::9/64", {"permanent": False})], "fd00:10::9"),
+        # Deprecated: used on where there is no other, and not where there is one.
+        ([("fd00:10::7/64", {"deprecated": True})], "fd00:10::7"),
+        ([("fd00:10::9/64", {"deprecated": True}), ("fd00:10::7/64", {"deprecated": True})], "fd00:10::7"),
+        ([("fd00:10::7/64", {"deprecated": True}), ("fd00:10::9/64", {"permanent": False})], "fd00:10::9"),
+        ([("fd00:10::7/64", {"deprecated": True}), ("fd00:10::9/64", {"temporary": True})], "fd00:10::7"),
+        ([("fd00:10::7/64", {"deprecated": True}), ("fd00:10::9/64", {"tentative": True})], "fd00:10::7"),
+        ([("fd00:10::7/64", {"deprecated": True}), ("fd00:10::9/64", {"duplicate": True})], "fd00:10::7"),
+        # Checked again, as after the interface was down.
+        ([("fd00:10::7/64", {"tentative": True})], "fd00:10::7"),
+        ([("fd00:10::9/64", {}), ("fd00:10::7/64", {"tentative": True})], "fd00:10::7"),
+        # Somebody else's, as it turned out.
+        ([("fd00:10::7/64", {"duplicate": True}), ("fd00:10::9/64", {})], "fd00:10::9"),
+    ],
+)
+def test_an_address_of_ipv6_is_replaced_when_it_is_gone_and_not_before(
+    addresses: list[tuple[str, dict[str, bool | int]]], chosen: str, versions: tuple[int, ...]
+) -> None:
+    current = DUAL if 4 in versions else attrs.evolve(DUAL, ipv4=None, public_ipv4=None)
+    found = choose_underlay(with_ipv6(*addresses), Wishes(interfaces=["eth1"], versions=versions), current)
+    assert found == attrs.evolve(current, ipv6=IPv6Address(chosen), public_ipv6=IPv6Address(chosen))
+
+
+@pytest.mark.parametrize("versions", [BOTH, (6,)], ids=["dual", "IPv6"])
+@pytest.mark.parametrize(
+    "other",
+    [("fe80::9/64", {}), ("fd00:10::8/64", {"temporary": True, "permanent": False})],
+    ids=["local", "temporary"],
+)
+def test_while_the_address_to_come_is_checked_for_duplicates_it_is_waited_for(
+    other: tuple[str, dict[str, bool | int]], versions: tuple[int, ...]
+) -> None:
+    """And neither is it published that there is none, nor one that is gone tomorrow."""
+    current = DUAL if 4 in versions else attrs.evolve(DUAL, ipv4=None, public_ipv4=None)
+    wishes = Wishes(interfaces=["eth1"], versions=versions)
+    checked = with_ipv6(other, ("fd00:10::9/64", {"tentative": True}))
+    with pytest.raises(UnderlayError, match="no longer has the address fd00:10::7, and fd00:10::9 is still being"):
+        choose_underlay(checked, wishes, current)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        [],
+        [("fe80::9/64", {"tentative": True})],
+        [("fd00:10::9/64", {"duplicate": True})],
+    ],
+)
+def test_where_there_is_no_other_address_of_ipv6_ipv4_is_enough(
+    addresses: list[tuple[str, dict[str, bool | int]]],
+) -> None:
+    assert choose_underlay(with_ipv6(*addresses), Wishes(interfaces=["eth1"], versions=BOTH), DUAL) == EARLIER
+
+
+def test_an_address_of_ipv4_is_replaced_beside_one_of_ipv6_that_stays() -> None:
+    without = attrs.evolve(HOST, addresses=[a for a in HOST.addresses if a.address.ip != EARLIER.ipv4])
+    other = IPv4Address("10.0.0.7")
+    assert choose_underlay(without, Wishes(versions=BOTH), DUAL) == attrs.evolve(DUAL, ipv4=other, public_ipv4=other)
+
+
+def test_an_interface_that_goes_while_it_is_looked_at_is_what_is_missing() -> None:
+    """And not its address, so that one reason is told, and not two."""
+
+    class Kernel:
+        gone = False
+
+        def default_route(self, version: int) -> None:
+            self.gone = True
+
+        def links(self) -> list[Link]:
+            before, self.gone = self.gone, True
+            return [] if before else [link("eth0")]
+
+        def addresses(self) -> list[Address]:
+            before, self.gone = self.gone, True
+            return [] if before else [address("eth0", "10.0.0.7/8")]
+
+    host = read_host_network(Kernel(), None)  # type: ignore[arg-type]
+    with pytest.raises(UnderlayError, match="^there is no interface eth0; "):
+        choose_underlay(host, Wishes(interfaces=["eth0"]))
+
+
 def test_what_was_chosen_is_the_first_to_be_named_when_nothing_can_be_used() -> None:
     down = [attrs.evolve(link, up=False) for link in HOST.links]
     with pytest.raises(UnderlayError, match="^the interface eth1 is down; bring it up"):
@@ -223,6 +320,9 @@ def test_names_come_before_patterns_and_patterns_before_what_is_reached() -> Non
         ([("10.0.0.1/24", {"permanent": False}), ("10.0.0.2/24", {})], "10.0.0.2"),
         ([("10.0.0.1/24", {"temporary": True}), ("10.0.0.2/24", {})], "10.0.0.2"),
         ([("10.0.0.1/24", {"deprecated": True}), ("10.0.0.2/24", {"permanent": False})], "10.0.0.2"),
+        ([("10.0.0.1/24", {"deprecated": True}), ("169.254.1.1/16", {})], "169.254.1.1"),
+        ([("2001:db8::1/64", {"deprecated": True}), ("2001:db8::2/64", {"tentative": True})], "2001:db8::1"),
+        ([("2001:db8::1/64", {"duplicate": True}), ("2001:db8::2/64", {"temporary": True})], "2001:db8::2"),
         ([("10.0.0.1/24", {"tentative": True}), ("169.254.1.1/16", {})], "169.254.1.1"),
         ([("10.0.0.1/24", {"permanent": False}), ("169.254.1.1/16", {})], "10.0.0.1"),
         ([("10.0.0.3/24", {}), ("10.0.0.1/24", {})], "10.0.0.3"),
@@ -364,6 +464,12 @@ def test_an_address_still_being_checked_is_said_to_be() -> None:
         UnderlayError, match="fd00::1 is still being checked for duplicates, so try again in a few seconds"
     ):
         choose_underlay(host, Wishes(interfaces=["eth0"], versions=(6,)))
+
+
+def test_an_address_that_another_host_has_is_said_to_be() -> None:
+    addresses = [address("eth0", "fe80::1/64", tentative=True), address("eth0", "fd00::1/64", duplicate=True)]
+    with pytest.raises(UnderlayError, match="another host has fd00::1, too, so remove it and add another"):
+        choose_underlay(HostNetwork([link("eth0")], addresses), Wishes(interfaces=["eth0"], versions=(6,)))
 
 
 def test_no_mtu_is_no_underlay() -> None:

@@ -93,6 +93,8 @@ class VxlanBackend(Backend):
         self._interface = ""
         self._claim: Claim | None = None
         self._devices: tuple[VxlanDevice, ...] = ()
+        self._ensured: dict[str, VxlanDevice] = {}
+        """What each was made to be last, by name."""
         self._writer = NetlinkWriter()
         self._signal: ChangeSignal | None = None
         self._parameters = Parameters()
@@ -108,7 +110,7 @@ class VxlanBackend(Backend):
             made = []
             try:
                 for device in devices:
-                    if device.ensure(kernel, self._parameters):
+                    if device.ensure(kernel, self._parameters).made:
                         made.append(device.name)
             except (BackendError, NetlinkError):
                 for name in made:
@@ -345,8 +347,12 @@ class VxlanBackend(Backend):
         troubles: dict[int, str] = {}
         for device in self._devices:
             try:
-                if device.ensure(kernel, self._parameters):
+                done = device.ensure(kernel, self._parameters)
+                if done.made and not done.replaced:
                     log.warning("device was gone", extra=fields(device=device.name, hint="it is made again"))
+                elif done.mended and self._ensured.get(device.name) == device:  # and so by somebody else
+                    log.warning("device mended", extra=fields(device=device.name, mended=", ".join(done.mended)))
+                self._ensured[device.name] = device
                 refused |= set_entries(device)
             except (BackendError, NetlinkError) as error:
                 troubles[device.version] = str(error)

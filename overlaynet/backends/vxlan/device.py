@@ -21,6 +21,18 @@ _ALIAS = ALIAS.format("vxlan")
 
 
 @attrs.frozen
+class Ensured:
+    """What had to be done to make a device what it should be."""
+
+    made: bool = False
+    """It was made, as there was none, or none that could be adopted."""
+    replaced: bool = False
+    """One that led elsewhere was deleted for it."""
+    mended: tuple[str, ...] = ()
+    """What of an existing one had to be changed."""
+
+
+@attrs.frozen
 class VxlanDevice:
     """A device as it is to be. It carries one IP version, in outer packets of the same version."""
 
@@ -37,17 +49,17 @@ class VxlanDevice:
         # The hardware address is derived from the node: a crash may have come before the alias was set.
         return link.alias == _ALIAS or link.hardware_address == self.hardware_address
 
-    def ensure(self, kernel: Netlink, parameters: Parameters) -> bool:
+    def ensure(self, kernel: Netlink, parameters: Parameters) -> Ensured:
         """Make the device what it should be: adopt what fits, replace what does not. Idempotent.
 
-        :return: whether it was made anew.
         :raises BackendError: if the name, the VNI or the port is taken.
         :raises NetlinkError: if the kernel refuses otherwise.
         """
         link = kernel.link(self.name)
         if link is not None and not self.is_ours(link):
             raise BackendError(name_is_taken(self.name, link.kind))
-        if link is not None and link.vxlan != self.vxlan:
+        replaced = link is not None and link.vxlan != self.vxlan
+        if replaced:
             log.info("device replaced", extra=fields(device=self.name, reason="it leads elsewhere than it should"))
             kernel.delete_link(self.name)
             link = None
@@ -55,12 +67,12 @@ class VxlanDevice:
         if made:
             self._create(kernel)
         try:
-            self._configure(kernel, parameters)
+            mended = self._configure(kernel, parameters)
         except (BackendError, NetlinkError):
             if made:
                 kernel.delete_link(self.name)
             raise
-        return made
+        return Ensured(made, replaced, () if made else tuple(mended))
 
     def _create(self, kernel: Netlink) -> None:
         try:
@@ -70,26 +82,34 @@ class VxlanDevice:
                 raise
             raise BackendError(self._who_has_the_identifier(kernel)) from error
 
-    def _configure(self, kernel: Netlink, parameters: Parameters) -> None:
+    def _configure(self, kernel: Netlink, parameters: Parameters) -> list[str]:
+        """Change what is not as it should be; what that was."""
         name = self.name
         link = kernel.link(name)
         if link is None:
             raise BackendError(f"the device {name} is gone: someone deleted or renamed it")
+        mended = []
         if link.alias != _ALIAS:
             kernel.configure_link(name, alias=_ALIAS)
+            mended.append("alias")
         if link.hardware_address != self.hardware_address:
             kernel.configure_link(name, hardware_address=self.hardware_address)
+            mended.append("hardware address")
         if link.mtu != self.mtu:
             kernel.configure_link(name, mtu=self.mtu)
-        # No address of its own choice and no router solicitations: nobody would answer.
-        parameters.set(6, name, "accept_ra", "0")
-        parameters.set(6, name, "addr_gen_mode", "1")
-        if self.version == 6:
-            parameters.set(6, name, "disable_ipv6", "0")
+            mended.append("MTU")
+        # No router solicitations, and no address of its own choice: nobody would answer.
+        if parameters.set(6, name, "accept_ra", "0"):
+            mended.append("accept_ra")
+        parameters.set(6, name, "addr_gen_mode", "1")  # which the kernel itself resets, when an MTU passes 1280
+        if self.version == 6 and parameters.set(6, name, "disable_ipv6", "0"):
+            mended.append("disable_ipv6")
         if not link.up:
             self._switch_on(kernel)
-        if self.address is not None:
-            kernel.set_addresses(name, [self.address])
+            mended.append("it was down")
+        if self.address is not None and kernel.set_addresses(name, [self.address]):
+            mended.append("addresses")
+        return mended
 
     def _switch_on(self, kernel: Netlink) -> None:
         try:
