@@ -8,6 +8,8 @@ the daemon goes on. No hook is called per packet.
 Hooks are called in the daemon's event loop, and while one runs everything else waits: renewals, too, and the end of a
 lease that could not be renewed. So they return at once, and leave what takes time to a thread. One that took longer than
 a second is reported by its plugin's name; longer than 30 seconds, and its plugin is disabled.
+
+With ``--strict-plugins``, the daemon ends with an error that names the plugin where it would disable it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""How a node keeps its lease: renewed in time, taken back when it vanishes, given up when another node holds it."""
+"""How a node keeps its lease: renewed in time, taken back when it vanishes, given up when another node holds it.
+
+A record that is still this node's, and no longer what it has written, is written again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
@@ -17,6 +21,7 @@ from overlaynet.logs import fields
 from overlaynet.model import Lease, Peer, Snapshot, Underlay
 from overlaynet.network import Network
 from overlaynet.plugins import Plugins
+from overlaynet.records import as_read
 from overlaynet.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -73,8 +78,14 @@ class LeaseKeeper:
         self._plugins = plugins
         self._changed = changed
         self._wanted = lease
+        self._asked: Lease | None = None
+        """What the store is being asked to write, or was, and nobody knows yet whether it has."""
+        self._former = ""
+        """The version of the record before the last renewal."""
         self._due = asyncio.Event()
         self._missing = False
+        self._altered = False
+        """Somebody else has changed the record, and it has not been written again since."""
         self._failure: str | None = None
         """Why the last renewal has failed."""
 
@@ -84,10 +95,27 @@ class LeaseKeeper:
         return boot_clock.now() > self.deadline - _HAIR
 
     def look(self, snapshot: Snapshot) -> None:
-        """See if the store still has the lease as ours; if not, it is renewed at once, which shows who has it."""
-        if not any(_same_holder(found, self.lease) for found in snapshot.leases):
+        """See if the store still has the lease as this process wrote it.
+
+        If not, it is renewed at once: that writes it again, or shows who has it now.
+        """
+        found = next((lease for lease in snapshot.leases if _same_holder(lease, self.lease)), None)
+        if found is None:
             self._missing = True
-            self._due.set()
+        elif self._is_own_writing(found):
+            return
+        elif not self._altered:
+            self._altered = True
+            log.warning(
+                "lease record altered",
+                extra=fields(
+                    subnet=found.subnets,
+                    altered=_differences(found, self.lease),
+                    **where(found),
+                    hint="it is written again as it was",
+                ),
+            )
+        self._due.set()
 
     def try_again(self) -> None:
         """The store seems to be back: a renewal that has failed is tried again at once. Nothing happens if none has."""
@@ -114,7 +142,7 @@ class LeaseKeeper:
                 asked_at = boot_clock.now()
                 event = "lease taken back" if self._missing or self.expired else "lease renewed"
                 self._due.clear()
-                wanted = attrs.evolve(self._wanted, version=self.lease.version)
+                self._asked = wanted = attrs.evolve(self._wanted, version=self.lease.version)
                 if wanted != self.lease:
                     event = "address published"
                 try:
@@ -129,6 +157,7 @@ class LeaseKeeper:
                     renew_at = boot_clock.now() + backoff.next()
                 else:
                     backoff.reset()
+                    self._former, self._asked = wanted.version, None
                     self.deadline = asked_at + self._network.lease_ttl
                     renew_at = self.deadline - self._margin
                     end.cancel()
@@ -138,8 +167,18 @@ class LeaseKeeper:
         finally:
             end.cancel()
 
+    def _is_own_writing(self, found: Lease) -> bool:
+        """True if this process wrote what was found: last, just now, or before, if the snapshot is older than that."""
+        if found.ttl == math.inf and self._asked is None and found.version not in (self.lease.version, self._former):
+            return False  # a hand wrote it, without a lifetime: it would outlive this node
+        own = [self.lease]
+        if self._asked is not None:
+            own.append(attrs.evolve(self._asked, reserved=found.reserved))  # that is the store's to say
+        same = any(found in (lease, as_read(lease)) for lease in own)
+        return same or (found.version != "" and found.version == self._former)
+
     def _renewed(self, event: str) -> None:
-        self._missing, self._failure = False, None
+        self._missing, self._altered, self._failure = False, False, None
         self._wanted = attrs.evolve(self._wanted, reserved=self.lease.reserved)
         if self._wanted != self.lease:
             self._due.set()  # it has changed once more meanwhile
@@ -202,3 +241,11 @@ def where(holder: Lease | Peer) -> Mapping[str, object]:
 
 def _same_holder(found: Lease, own: Lease) -> bool:
     return found.subnets == own.subnets and found.node == own.node and found.run == own.run
+
+
+def _differences(found: Lease, own: Lease) -> list[str]:
+    """The names of what is not as it was written."""
+    own = as_read(own)
+    names = [field.name for field in attrs.fields(Lease) if field.eq]
+    changed = [name for name in names if getattr(found, name) != getattr(own, name)]
+    return [*changed, "ttl"] if found.ttl == math.inf else changed

@@ -9,15 +9,15 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-import random
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+import math
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from ipaddress import IPv4Network, IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import attrs
 
 from overlaynet import boot_clock, records
+from overlaynet.choosing import choose_free, own_records, reserved_for
 from overlaynet.drivers import Store
 from overlaynet.errors import (
     IdentityTaken,
@@ -25,17 +25,15 @@ from overlaynet.errors import (
     RecordError,
     StoreError,
     StoreUnavailable,
-    SubnetsExhausted,
 )
+from overlaynet.listings import Reader, claimed_subnets, overlapped, read_snapshot, snapshot_of
 from overlaynet.logs import fields
 from overlaynet.model import Lease, LeaseRequest, Malformed, Reservation, Reserved, Snapshot, Subnets
-from overlaynet.network import Network, SubnetRange
+from overlaynet.network import Network
 from overlaynet.reservations import Reservations
 from overlaynet.table import Record, Table
 
 log = logging.getLogger(__name__)
-
-N = TypeVar("N", IPv4Network, IPv6Network)
 
 _TTL_QUERIES_AT_ONCE = 16
 
@@ -113,20 +111,20 @@ class TableStore(Store):
             held = await self.table.list(records.LEASE_PREFIX)
             if await self.reserved.tend(reserved, held):
                 continue
-            own = _own_records(held, request)
-            subnets = _reserved_for(network, request, reserved, held, own)
+            own = own_records(held, request)
+            subnets = reserved_for(network, request, reserved, held, own)
             if subnets is None and own:
                 record, subnets = own[0]
                 in_order = network.grants(subnets) and record.key == records.lease_key(subnets)
-                overlapped = _overlapped(subnets, held, but=record.key)
-                if not in_order or overlapped or reserved.in_the_way(subnets, request) is not None:
+                overlaps = overlapped(subnets, held, but=record.key)
+                if not in_order or overlaps or reserved.in_the_way(subnets, request) is not None:
                     # The network document has changed since: this claim is of no use any more.
                     await self.reserved.vacate(record, subnets)
                     continue
             if subnets is None:
-                taken = list(_subnets(held))
+                taken = list(claimed_subnets(held))
                 if wanted is None or not network.grants(wanted) or any(wanted.overlaps(other) for other in taken):
-                    wanted = _choose(network, taken)
+                    wanted = choose_free(network, taken)
                 subnets = wanted
             lease = await self._claim(network, request, subnets, held, reserved)
             if lease is None:
@@ -159,7 +157,7 @@ class TableStore(Store):
             written = await self.table.replace(held[key], value, network.lease_ttl)
         else:
             written = await self.table.create(key, value, network.lease_ttl)
-            if written is not None and not await self._stands(written, lease):
+            if written is not None and await self._look_again(written, lease) != "stands":
                 written = None
         return None if written is None else _granted(lease, written, network)
 
@@ -176,11 +174,13 @@ class TableStore(Store):
             else:
                 written = await self.table.create(key, value, network.lease_ttl)
             if written is not None:
-                if not known and not await self._stands(written, lease):
+                standing = "stands" if known else await self._look_again(written, lease)
+                if standing == "given back":
                     raise LeaseLost(f"the lease on {lease.subnets} vanished, and an overlapping subnet is now leased")
-                renewed = _granted(lease, written, network)
-                self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
-                return renewed
+                if standing == "stands":
+                    renewed = _granted(lease, written, network)
+                    self._granted[lease.node] = _Granted(renewed, asked_at + network.lease_ttl)
+                    return renewed
             # Changed by someone else, or by a write of our own whose answer was lost; that may have been a creation,
             # which nobody has checked against the other records yet.
             known = False
@@ -228,7 +228,7 @@ class TableStore(Store):
     async def watch(self) -> AsyncGenerator[Snapshot, None]:
         previous: Snapshot | None = None
         reserved: set[Subnets] = set()
-        reader = _Reader()
+        reader = Reader()
         async with aclosing(self.table.watch(records.LEASE_PREFIX)) as listings:
             async for listing in listings:
                 leases, malformed = reader.read(listing)
@@ -239,8 +239,9 @@ class TableStore(Store):
                 reserved |= {lease.subnets for lease in leases if lease.reserved}
                 for lease in leases:
                     await self._vacate_if_remnant(lease)
-                snapshot = _snapshot(leases, malformed)
-                if snapshot != previous:
+                snapshot = snapshot_of(leases, malformed)
+                # A record that is not as its node wrote it is told again: it may have been right in between, unseen.
+                if snapshot != previous or any(map(self._is_altered, leases)):
                     yield snapshot
                 previous = snapshot
         raise StoreUnavailable(f"the watch of {self} ended")
@@ -257,6 +258,19 @@ class TableStore(Store):
             if await self.reserved.vacate(remnant, lease.subnets):
                 log.warning("late claim given back", extra=fields(subnet=lease.subnets, held=held.subnets))
 
+    def _is_altered(self, lease: Lease) -> bool:
+        """True if it is the lease of a node of this process, and not as that has written it."""
+        granted = self._grant_of(lease)
+        if granted is None or lease.version == granted.lease.version:
+            return False
+        return lease.ttl == math.inf or lease != records.as_read(granted.lease)
+
+    def _grant_of(self, lease: Lease) -> _Granted | None:
+        """What this process was granted, if this is the lease of one of its nodes."""
+        granted = self._granted.get(lease.node)
+        same = granted is not None and (granted.lease.run, granted.lease.subnets) == (lease.run, lease.subnets)
+        return granted if same else None
+
     def _damaged(self, lease: Lease, record: Record) -> bool:
         """True if the record is this node's own, and nobody can read it any more: it may be written over.
 
@@ -266,8 +280,8 @@ class TableStore(Store):
         compare-and-swap at exactly this version; were it to end meanwhile, and another node to claim the key, that
         would fail. Beyond the promise it may be what became of another node's claim: then the lease is lost.
         """
-        granted = self._granted.get(lease.node)
-        if granted is None or (granted.lease.run, granted.lease.subnets) != (lease.run, lease.subnets):
+        granted = self._grant_of(lease)
+        if granted is None:
             return False
         try:
             records.decode_lease(record.key, record.value)
@@ -291,126 +305,28 @@ class TableStore(Store):
             raise LeaseLost(f"the lease on {lease.subnets} vanished, and is now reserved for {reservation.holder}")
         return True
 
-    async def _stands(self, written: Record, lease: Lease) -> bool:
-        """Check a new record against all others, and take it back if another lease, or a placeholder, overlaps it.
+    async def _look_again(self, written: Record, lease: Lease) -> Literal["stands", "changed", "given back"]:
+        """Check a new record against all others, and give it back if another lease, or a placeholder, overlaps it.
 
         Equal subnets have equal keys, so the table itself lets only one of two creations through. Subnets of different
         lengths (after a change of the network document) do not: both creators look again after having
         written, so at least the later one sees the other and withdraws.
+
+        :return: ``"changed"`` if it is not what was written any more.
         """
         held = await self.table.list(records.LEASE_PREFIX)
         if held.get(written.key, _EMPTY).version != written.version:
-            return False
-        if not _overlapped(lease.subnets, held, but=written.key):
-            return True
-        await self.reserved.vacate(written, lease.subnets)
-        return False
+            return "changed"
+        if not overlapped(lease.subnets, held, but=written.key):
+            return "stands"
+        return "given back" if await self.reserved.vacate(written, lease.subnets) else "changed"
 
 
 _EMPTY = Record(key="", value=b"", version="")
 
 
-def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
-    """Read all lease records; those that cannot be read are listed apart, and placeholders of reservations left out."""
-    leases, malformed = [], []
-    for _, record in sorted(listing.items()):
-        found = _parsed(record)
-        if isinstance(found, Malformed):
-            malformed.append(found)
-        else:
-            leases.append(attrs.evolve(found, ttl=record.ttl))
-    return _snapshot(leases, malformed)
-
-
-class _Reader:
-    """Reads listings of lease records, one after the other; what has not changed since the last stays the same object.
-
-    What it reads does not tell how long a lease has left, which changes all the time.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[str, Lease | Malformed]] = {}
-
-    def read(self, listing: Mapping[str, Record]) -> tuple[list[Lease], list[Malformed]]:
-        """The leases, and the records that cannot be read."""
-        before, self._known = self._known, {}
-        leases, malformed = [], []
-        for key, record in sorted(listing.items()):
-            version, found = before.get(key, ("", None))
-            if found is None or version != record.version:
-                found = _parsed(record)
-            self._known[key] = record.version, found
-            if isinstance(found, Malformed):
-                malformed.append(found)
-            else:
-                leases.append(found)
-        return leases, malformed
-
-
-def _parsed(record: Record) -> Lease | Malformed:
-    try:
-        lease = records.decode_lease(record.key, record.value)
-    except RecordError as error:
-        return Malformed(record.key, str(error), record.version)
-    return attrs.evolve(lease, version=record.version)
-
-
-def _snapshot(leases: Iterable[Lease], malformed: Iterable[Malformed]) -> Snapshot:
-    return Snapshot(tuple(lease for lease in leases if not records.is_placeholder(lease)), tuple(malformed))
-
-
 def _granted(lease: Lease, written: Record, network: Network) -> Lease:
     return attrs.evolve(lease, version=written.version, ttl=network.lease_ttl)
-
-
-def _own_records(held: Mapping[str, Record], request: LeaseRequest) -> list[tuple[Record, Subnets]]:
-    """The records that are this node's by its identity; failing that, those that flannel wrote for its address.
-
-    flannel knows a node by its address only, and so are its leases taken over. But where another node has the same
-    address, behind a NAT or on hosts made alike, a lease without a name is this node's only if the node held it before.
-    """
-    by_node, by_address = [], []
-    shared = False
-    for key, record in sorted(held.items()):
-        lease = records.readable_lease(key, record.value)
-        if lease is None or records.is_placeholder(lease):
-            continue  # what cannot be read, the watch reports; its subnet counts as taken all the same
-        if lease.node and lease.node == request.node:
-            by_node.append((record, lease.subnets))
-        elif _same_address(lease, request):
-            if lease.node:
-                shared = True
-            else:
-                by_address.append((record, lease.subnets))
-    if shared:
-        by_address = [(record, subnets) for record, subnets in by_address if subnets == request.previous]
-    return sorted(by_node or by_address, key=lambda found: found[1] != request.previous)
-
-
-def _reserved_for(
-    network: Network,
-    request: LeaseRequest,
-    reserved: Reserved,
-    held: Mapping[str, Record],
-    own: Iterable[tuple[Record, Subnets]],
-) -> Subnets | None:
-    """Subnets that are reserved for this node and that it can have; those that it holds come first."""
-    own_keys = {record.key for record, _ in own}
-
-    def free(subnets: Subnets) -> bool:
-        key = records.lease_key(subnets)
-        lease = records.readable_lease(key, held[key].value) if key in held else None
-        vacant = key not in held or key in own_keys or (lease is not None and records.is_placeholder(lease))
-        return vacant and network.grants(subnets) and not _overlapped(subnets, held, but=key)
-
-    candidates = [subnets for subnets in reserved.kept_for(request) if free(subnets)]
-    return min(candidates, key=lambda subnets: records.lease_key(subnets) not in own_keys, default=None)
-
-
-def _same_address(lease: Lease, request: LeaseRequest) -> bool:
-    if request.public_ipv4 is not None:
-        return lease.public_ipv4 == request.public_ipv4
-    return lease.public_ipv4 is None and request.public_ipv6 is not None and lease.public_ipv6 == request.public_ipv6
 
 
 def _check_still_own(record: Record, lease: Lease) -> None:
@@ -427,61 +343,3 @@ def _check_still_own(record: Record, lease: Lease) -> None:
         f"the lease on {lease.subnets} was taken by another process with the same node identity {lease.node!r} at "
         f"{address}; give each node an identity of its own with --node"
     )
-
-
-def _subnets(held: Iterable[str]) -> Iterator[Subnets]:
-    """What every record claims, whether or not its value can be read."""
-    for key in held:
-        try:
-            yield records.parse_lease_key(key)
-        except RecordError:
-            continue  # no key of a lease claims no subnet; the watch reports it
-
-
-def _overlapped(subnets: Subnets, held: Mapping[str, Record], *, but: str) -> bool:
-    return any(subnets.overlaps(other) for other in _subnets(key for key in held if key != but))
-
-
-def _choose(network: Network, taken: list[Subnets]) -> Subnets:
-    """Free subnets, picked at random among all that are free."""
-    return Subnets(
-        ipv4=_choose_free(network.ipv4, [t.ipv4 for t in taken if t.ipv4 is not None]),
-        ipv6=_choose_free(network.ipv6, [t.ipv6 for t in taken if t.ipv6 is not None]),
-    )
-
-
-def _choose_free(family: SubnetRange[N] | None, taken: list[N]) -> N | None:
-    """One of the free subnets, each equally likely: spread out, so that nodes that start together seldom collide, and
-    so that a subnet just given back is not the next to be given out."""
-    if family is None:
-        return None
-    free_runs = list(_free_runs(family, taken))
-    free = sum(end - start for start, end in free_runs)
-    if free == 0:
-        raise SubnetsExhausted(
-            f"all {family.size} subnets of {family.network} are leased; widen SubnetMin to SubnetMax or Network "
-            f"in the network document, or release leases of nodes that are gone"
-        )
-    pick = random.randrange(free)
-    for start, end in free_runs:
-        if pick < end - start:
-            return family[start + pick]
-        pick -= end - start
-    raise AssertionError("unreachable: pick is below the number of free subnets")
-
-
-def _free_runs(family: SubnetRange[N], taken: list[N]) -> Iterator[tuple[int, int]]:
-    """The runs of free subnets, as half-open intervals of indices; cost grows with the leases, not with the network."""
-    shift = family.network.max_prefixlen - family.prefix_length
-    base = int(family.first.network_address)
-    position = 0
-    for subnet in sorted(taken, key=lambda subnet: int(subnet.network_address)):
-        start = (int(subnet.network_address) - base) >> shift
-        end = ((int(subnet.broadcast_address) - base) >> shift) + 1
-        if end <= 0 or start >= family.size:
-            continue
-        if start > position:
-            yield position, start
-        position = max(position, end)
-    if position < family.size:
-        yield position, family.size

@@ -154,36 +154,32 @@ class Plugins:
 
         So is one that takes longer than :data:`TOO_LONG`; one that takes longer than :data:`LONG` is only reported.
 
-        :raises PluginError: if this is strict and one raises; the others are called all the same.
+        :raises PluginError: if this is strict, in the place of disabling a plugin; the others are called all the same.
         """
-        failure = None
+        failure: PluginError | None = None
         for implementation in self._implementations(hook):
+            raised: BaseException | None = None
             begun = time.monotonic()
             try:
                 self._call(hook, implementation, arguments)
             except FAILURES as error:
-                who = self._who(implementation)
+                raised = error
+            seconds = time.monotonic() - begun
+            if raised is not None or seconds > TOO_LONG:
                 self._manager.unregister(name=implementation.plugin_name)
+                who = self._who(implementation)
                 if self._strict and failure is None:
-                    failure = PluginError(f"plugin {who} failed in {hook}: {error!r}; repair or uninstall it")
-                    failure.__cause__ = error
+                    failure = _failure(who, hook, raised, seconds)
                 else:
-                    log.exception("plugin disabled", extra=fields(plugin=who, hook=hook, error=repr(error)))
-            else:
-                self._judge_speed(hook, implementation, time.monotonic() - begun)
+                    why = "everything else waited for it" if raised is None else repr(raised)
+                    told = fields(plugin=who, hook=hook, seconds=round(seconds, 1), error=why)
+                    log.error("plugin disabled", extra=told, exc_info=raised)
+            elif seconds > LONG:
+                hint = "everything else waits for it; have it do its work in a thread"
+                told = fields(plugin=self._who(implementation), hook=hook, seconds=round(seconds, 1), hint=hint)
+                log.warning("plugin is slow", extra=told)
         if failure is not None:
             raise failure
-
-    def _judge_speed(self, hook: str, implementation: Any, seconds: float) -> None:
-        if seconds <= LONG:
-            return
-        told = {"plugin": self._who(implementation), "hook": hook, "seconds": round(seconds, 1)}
-        if seconds <= TOO_LONG:
-            hint = "everything else waits for it; have it do its work in a thread"
-            log.warning("plugin is slow", extra=fields(**told, hint=hint))
-        else:
-            self._manager.unregister(name=implementation.plugin_name)
-            log.error("plugin disabled", extra=fields(**told, error="everything else waited for it"))
 
     def _register(self, plugin: object, name: str, who: str) -> None:
         problem = hook_problem(plugin)
@@ -222,6 +218,19 @@ class Plugins:
     def _who(self, implementation: Any) -> str:
         name: str = implementation.plugin_name
         return self._identities.get(name, name)
+
+
+def _failure(who: str, hook: str, raised: BaseException | None, seconds: float) -> PluginError:
+    """What a strict node ends with, of a hook that raised, or if it did not, took too long."""
+    if raised is None:
+        what = (
+            f"took {seconds:.1f} seconds in {hook}, and everything else waited for it; have it do its work in a thread"
+        )
+    else:
+        what = f"failed in {hook}: {raised!r}; repair"
+    failure = PluginError(f"plugin {who} {what} or uninstall it")
+    failure.__cause__ = raised
+    return failure
 
 
 def make_observer(cls: type[Observer], name: str, who: str, given: Mapping[str, str]) -> Observer:

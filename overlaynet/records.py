@@ -163,6 +163,14 @@ def _decode_lease(key: str, value: bytes) -> Lease:
 _remembered_lease = functools.lru_cache(_REMEMBERED)(_decode_lease)
 
 
+def as_read(lease: Lease) -> Lease:
+    """The lease as it comes out of its record: with lists for tuples, for instance.
+
+    :raises RecordError: as :func:`encode_lease` does.
+    """
+    return decode_lease(lease_key(lease.subnets), encode_lease(lease))
+
+
 def readable_lease(key: str, value: bytes) -> Lease | None:
     """What :func:`decode_lease` returns; ``None`` if the record cannot be read."""
     try:

@@ -298,7 +298,8 @@ class Settings:
     )
     strict_plugins: bool = setting(
         False,
-        "end with an error if a plugin that observes is broken, or a hook of it raises, instead of leaving it out",
+        "end with an error if a plugin that observes is broken, or a hook of it raises or takes more than 30 seconds, "
+        "instead of leaving it out",
         group="plugins",
     )
     trace_plugins: bool = setting(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from overlaynet import leases, records
+from overlaynet import choosing, records
 from overlaynet.errors import LeaseLost
 from overlaynet.lease_keeping import LeaseKeeper
 from overlaynet.leases import TableStore
@@ -197,7 +197,7 @@ class ForgetsItsOwn(StoreOn):
     async def acquire(self, network: Network, request: LeaseRequest) -> Lease:
         while True:
             held = await self.table.list(records.LEASE_PREFIX)
-            subnets = leases._choose(network, [records.parse_lease_key(key) for key in held])
+            subnets = choosing.choose_free(network, [records.parse_lease_key(key) for key in held])
             lease = Lease(subnets, request.public_ipv4, node=request.node, run=request.run)
             value = records.encode_lease(lease)
             created = await self.table.create(records.lease_key(subnets), value, network.lease_ttl)

@@ -38,6 +38,18 @@ def store(etcd: EtcdServer) -> list[str]:
     return ["--store", "etcd", "--etcd-endpoints", etcd.endpoint]
 
 
+def overlaynet(lab: Lab, etcd: EtcdServer, *arguments: str) -> str:
+    """Run a command at the switch; what it wrote, and an exit status other than 0."""
+    command = [sys.executable, "-P", "-m", "overlaynet", *arguments, *store(etcd)]
+    result = lab.switch.execute(command, check=False, timeout=PATIENCE)
+    return result.stdout + result.stderr + (f"exit status {result.returncode}" if result.returncode else "")
+
+
+def write_network(lab: Lab, etcd: EtcdServer, *arguments: str) -> None:
+    text = overlaynet(lab, etcd, "network", "set", "--network", str(NETWORK), "--lease-ttl", str(TTL), *arguments)
+    assert "exit status" not in text, text
+
+
 def cut_off_from_etcd(host: Host) -> None:
     """What the host sends to etcd reaches nobody, and nothing says so; the other hosts are reached as before."""
     host.namespace.ip(f"neighbour replace {SWITCH_ADDRESS.ip} lladdr 02:00:00:00:00:99 dev eth0 nud permanent")
@@ -97,10 +109,9 @@ def test_a_node_whose_lease_has_ended_is_silent_before_its_subnet_is_another_nod
     """One that was stopped is as soon as it goes on: while it is, the kernel carries on by itself."""
     a, b, c = lab.hosts
     in_a, in_b, in_c = lab.containers
-    command = [sys.executable, "-P", "-m", "overlaynet", "network", "set", *store(etcd), "--network", str(NETWORK)]
     # Two subnets in all: who comes third gets what is given up.
     limits = ["--subnet-min", "10.244.1.0", "--subnet-max", "10.244.2.0"]
-    lab.switch.execute([*command, *limits, "--backend", backend, "--lease-ttl", str(TTL)])
+    write_network(lab, etcd, *limits, "--backend", backend)
     for host in (a, b):
         host.start_overlaynet(store(etcd), ["--backend", backend])
         host.connect_containers()
@@ -138,3 +149,49 @@ def test_a_node_whose_lease_has_ended_is_silent_before_its_subnet_is_another_nod
     assert old_owner.log.splitlines()[-1] == (
         f"overlaynet: the lease on {SUBNET_OF_A} was taken by node {c.label} at {c.address.ip}"
     )
+
+
+@pytest.mark.parametrize("claimed", [True, False], ids=["claimed", "not claimed yet"])
+def test_a_node_whose_lease_has_ended_gives_way_to_the_one_that_its_subnet_is_reserved_for(
+    lab: Lab, etcd: EtcdServer, claimed: bool
+) -> None:
+    a, b, c = lab.hosts
+    in_a, in_b, in_c = lab.containers
+    write_network(lab, etcd)
+    for host in (a, b):
+        host.start_overlaynet(store(etcd))
+        host.connect_containers()
+    old_owner = a.daemon
+    assert old_owner is not None
+    wait_until(lambda: reaches(in_a, in_b), PATIENCE, "a ping to arrive")
+    reserve = ("reserve", str(SUBNET_OF_A), "--node", c.label)
+    assert f"{SUBNET_OF_A} is held by node {a.label}" in overlaynet(lab, etcd, *reserve), "as long as its lease lasts"
+    with pinging(in_a, in_b), contextlib.ExitStack() as captures:
+        cut_off_from_etcd(a)
+        with from_host(lab, a) as before:
+            before.wait_for(lambda packet: True, what="packet of the old owner")
+        wait_until(lambda: not is_leased(etcd, SUBNET_OF_A), PATIENCE, "the lease to end")
+        of_a = captures.enter_context(from_host(lab, a))
+        assert "exit status" not in overlaynet(lab, etcd, *reserve)
+        if claimed:
+            c.start_overlaynet(store(etcd))
+            assert c.status()["subnets"] == [str(SUBNET_OF_A)]
+            c.connect_containers()
+            wait_until(lambda: reaches(in_c, in_b), PATIENCE, "the new owner to be answered")
+        wait_for_tries(a)
+        assert old_owner.running
+        reach_etcd_again(a)
+        wait_until(lambda: not old_owner.running, PATIENCE, "the old owner to end")
+        wait_for_tries(a)
+        assert of_a.missed == 0
+        assert of_a.packets == []
+    assert old_owner.exit_status == 1
+    what = (
+        f"was taken by node {c.label} at {c.address.ip}"
+        if claimed
+        else f"vanished, and is now reserved for node {c.label}"
+    )
+    assert old_owner.log.splitlines()[-1] == f"overlaynet: the lease on {SUBNET_OF_A} {what}"
+    if not claimed:
+        c.start_overlaynet(store(etcd))
+        assert c.status()["subnets"] == [str(SUBNET_OF_A)]

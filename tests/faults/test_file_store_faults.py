@@ -21,18 +21,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from overlaynet import records
 from overlaynet.errors import StoreError, StoreUnavailable, SubnetsExhausted
-from overlaynet.leases import read_snapshot
+from overlaynet.listings import read_snapshot
 from overlaynet.model import Lease, LeaseRequest
 from overlaynet.network import parse
 from overlaynet.stores._file_directory import Directory
 from overlaynet.stores.file import FileStore
 from overlaynet.testing.tables import until
+
+if TYPE_CHECKING:
+    from tests.faults.wall_clock import WallClock  # not to be had where this file runs as a program
 
 pytestmark = pytest.mark.anyio
 
@@ -384,26 +387,10 @@ def test_a_lease_lives_as_long_in_every_time_namespace(tmp_path: Path, offset: i
     check_lifetimes_agree(tmp_path, before=("unshare", "--time", "--boottime", str(offset), "--fork"))
 
 
-WALL_CLOCK = """
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = syscall(SYS_clock_gettime, clock, now);
-    if (clock == CLOCK_REALTIME) now->tv_sec += atol(getenv("WALL_CLOCK_STEP"));
-    return result;
-}
-"""
-
-
 @pytest.mark.parametrize("step", [10 * 86_400, -10 * 86_400])
-def test_a_lease_lives_as_long_by_a_wall_clock_that_was_set(tmp_path: Path, step: int) -> None:
-    source, library = tmp_path / "wall_clock.c", tmp_path / "wall_clock.so"
-    source.write_text(WALL_CLOCK)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    clock = {"LD_PRELOAD": str(library), "WALL_CLOCK_STEP": str(step)}
+def test_a_lease_lives_as_long_by_a_wall_clock_that_was_set(tmp_path: Path, wall_clock: "WallClock", step: int) -> None:
+    wall_clock.set(step)
+    clock = wall_clock.environment
     told = subprocess.run(["date", "+%s"], env={**os.environ, **clock}, capture_output=True, check=True)
     assert abs(int(told.stdout) - step - int(subprocess.check_output(["date", "+%s"]))) < PATIENCE
     check_lifetimes_agree(tmp_path, **clock)

@@ -13,6 +13,7 @@ from overlaynet.testing import namespaces
 from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.lab import NETWORK6, SWITCH_ADDRESS, SWITCH_ADDRESS6, Host, Lab, wait_until
+from tests.faults.processor import cpu_seconds
 
 PATIENCE = 30.0
 FLAPS = 10
@@ -58,12 +59,6 @@ def writes(etcd: EtcdServer) -> int:
     """How many writes: the store's revision."""
     answer: Any = etcd.post("/v3/kv/range", {"key": "AA=="})
     return int(answer["header"]["revision"])
-
-
-def cpu_seconds(daemon: DaemonProcess) -> float:
-    with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
-        values = file.read().rpartition(")")[2].split()
-    return (int(values[11]) + int(values[12])) / 100
 
 
 def picture(host: Host) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from overlaynet.testing.lab import SWITCH_ADDRESS, DaemonProcess, Host, Lab, wait_until
+from tests.faults.processor import does_not_spin
 
 A_IS_MOVED_TO = IPv4Interface("172.16.130.77/24")
 OVERLAY_ROUTES = [("unicast", "10.244.0.0/16", "overlay0"), ("unreachable", "10.244.0.0/16", None)]
@@ -59,20 +60,6 @@ def problems(host: Host) -> dict[str, str]:
 def link(host: Host, name: str = "overlay0") -> dict[str, Any]:
     (found,) = host.namespace.ip_json("link", "show", name)
     return found
-
-
-def cpu_seconds(daemon: DaemonProcess) -> float:
-    """What the process has used so far, in all its threads."""
-    with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
-        values = file.read().rpartition(")")[2].split()
-    return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def does_not_spin(daemon: DaemonProcess) -> bool:
-    """True if the process uses less than half a core while nothing is asked of it; a busy loop takes a whole one."""
-    before, began = cpu_seconds(daemon), time.monotonic()
-    time.sleep(2)
-    return cpu_seconds(daemon) - before < (time.monotonic() - began) / 2
 
 
 @pytest.mark.parametrize(

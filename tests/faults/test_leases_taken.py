@@ -36,6 +36,19 @@ def start_all(lab: Lab, etcd: EtcdServer, *arguments: str) -> None:
     wait_until(lambda: reaches(lab), 20, "a ping to arrive")
 
 
+def start_all_on_files(lab: Lab) -> None:
+    for host in lab.hosts:
+        host.start_overlaynet(lab.file_store)
+        host.connect_containers()
+    wait_until(lambda: reaches(lab), 20, "a ping to arrive")
+
+
+def get(etcd: EtcdServer, key: str) -> str:
+    text = {"key": base64.b64encode(f"{PREFIX}/subnets/{key}".encode()).decode()}
+    (found,) = etcd.post("/v3/kv/range", text)["kvs"]
+    return base64.b64decode(found["value"]).decode()
+
+
 def put(etcd: EtcdServer, key: str, value: str) -> None:
     text = {"key": base64.b64encode(f"{PREFIX}/subnets/{key}".encode()).decode()}
     etcd.post("/v3/kv/put", {**text, "value": base64.b64encode(value.encode()).decode()})
@@ -147,10 +160,7 @@ def test_a_dead_nodes_reserved_subnet_waits_for_it(lab: Lab, etcd: EtcdServer) -
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "edited"])
 def test_a_live_nodes_record_that_was_damaged_is_made_good_by_its_node(lab: Lab, damage: str) -> None:
-    for host in lab.hosts:
-        host.start_overlaynet(lab.file_store)
-        host.connect_containers()
-    wait_until(lambda: reaches(lab), 20, "a ping to arrive")
+    start_all_on_files(lab)
     host, other = lab.hosts
     assert host.daemon is not None
     pid, subnet = host.daemon.pid, subnet_of(host)
@@ -168,6 +178,47 @@ def test_a_live_nodes_record_that_was_damaged_is_made_good_by_its_node(lab: Lab,
     host.daemon.kill()
     host.start_overlaynet(lab.file_store)
     assert subnet_of(host) == subnet
+
+
+@pytest.mark.parametrize("store", ["etcd", "files"])
+def test_a_live_nodes_record_that_was_edited_is_written_again_at_once(
+    lab: Lab, request: pytest.FixtureRequest, store: str
+) -> None:
+    """With a lifetime of a day, peers would follow the edited record for most of it."""
+    where, edited = "172.16.130.164", "172.16.130.199"
+    if store == "etcd":
+        etcd: EtcdServer = request.getfixturevalue("etcd")
+        start_all(lab, etcd)
+    else:
+        start_all_on_files(lab)
+    first, host = lab.hosts
+    assert host.daemon is not None
+    subnet = subnet_of(host)
+    key = subnet.replace("/", "-")
+    path = Path(str(lab.file_store[-1]), "subnets", key)
+
+    def content() -> str:
+        return get(etcd, key) if store == "etcd" else path.read_text()
+
+    good = content()
+    assert where in good
+    if store == "etcd":
+        put(etcd, key, good.replace(where, edited))
+    else:
+        path.write_text(good.replace(where, edited))
+    told = host.daemon.wait_for("lease record altered")
+    # What is put in etcd without a lease of etcd's never ends.
+    assert told["altered"] == (["public_ipv4", "ttl"] if store == "etcd" else ["public_ipv4"])
+    assert told["address"] == edited
+    wait_until(lambda: edited not in content() and where in content(), 20, "the record as it was")
+    wait_until(lambda: where in str(first.status()["packets"]), 20, "the peer to know")
+    wait_until(lambda: reaches(lab), 20, "a ping to arrive")
+    assert [record["message"] for record in host.daemon.records if record["message"].startswith("lease")] == [
+        "lease acquired",
+        "lease record altered",
+        "lease renewed",
+    ]
+    assert (subnet_of(host), host.status()["problems"], host.daemon.running) == (subnet, {}, True)
 
 
 ABSURD = {

@@ -8,7 +8,7 @@ MUTATIONS = [
         "an overlapping creation is not taken back",
         "law 1",
         "leases.py",
-        "if written is not None and not await self._stands(written, lease):",
+        'if written is not None and await self._look_again(written, lease) != "stands":',
         "if False:",
         "unit/test_leases.py::test_an_overlapping_subnet_taken_at_the_same_moment_is_given_back",
     ),
@@ -55,8 +55,8 @@ MUTATIONS = [
     mutation(
         "a node goes on beyond the end of its lease",
         "law 1",
-        "daemon.py",
-        "if node.keeper.expired:\n            # The store",
+        "node.py",
+        "if self.keeper.expired:\n            # The store",
         "if False:\n            # The store",
         "unit/test_daemon.py::test_a_node_cut_off_beyond_its_lease_carries_nothing_and_takes_its_subnet_back",
     ),
@@ -64,7 +64,7 @@ MUTATIONS = [
     mutation(
         "a node does not know its own record",
         "law 2",
-        "leases.py",
+        "choosing.py",
         "if lease.node and lease.node == request.node:",
         "if False:",
         "unit/test_leases.py::test_a_restart_keeps_the_subnet_by_the_nodes_identity",
@@ -72,7 +72,7 @@ MUTATIONS = [
     mutation(
         "of several own records the subnet file's is not preferred",
         "law 2",
-        "leases.py",
+        "choosing.py",
         "key=lambda found: found[1] != request.previous)",
         "key=lambda found: found[1] == request.previous)",
         "unit/test_leases.py::test_a_restart_keeps_the_subnet_of_its_file_where_a_remnant_stands_too",
@@ -221,7 +221,7 @@ MUTATIONS = [
     mutation(
         "a record that cannot be read empties the listing",
         "law 6",
-        "leases.py",
+        "listings.py",
         "    return Snapshot(tuple(lease for lease in leases if not records.is_placeholder(lease)), tuple(malformed))",
         "    bad = tuple(malformed)\n"
         "    return Snapshot(tuple(lease for lease in leases if not bad and not records.is_placeholder(lease)), bad)",
@@ -230,23 +230,23 @@ MUTATIONS = [
     mutation(
         "a skipped record is not reported",
         "law 6",
-        "daemon.py",
-        "if problem not in node.rejected:",
+        "node.py",
+        "if problem not in self._rejected:",
         "if False:",
         "unit/test_daemon.py::test_records_that_cannot_be_peers_are_reported_once_and_skipped",
     ),
     mutation(
         "a skipped record is reported again and again",
         "law 6",
-        "daemon.py",
-        "if problem not in node.rejected:",
+        "node.py",
+        "if problem not in self._rejected:",
         "if True:",
         "unit/test_daemon.py::test_records_that_cannot_be_peers_are_reported_once_and_skipped",
     ),
     mutation(
         "a record that cannot be read is an error",
         "law 6",
-        "leases.py",
+        "listings.py",
         "        return Malformed(record.key, str(error), record.version)",
         "        raise",
         "unit/test_leases.py::test_a_record_that_cannot_be_read_is_reported_and_stays_taken",
@@ -255,8 +255,8 @@ MUTATIONS = [
         "a subnet whose record cannot be read is free",
         "law 6",
         "leases.py",
-        "taken = list(_subnets(held))",
-        "taken = list(_subnets(key for key in held if records.readable_lease(key, held[key].value)))",
+        "taken = list(claimed_subnets(held))",
+        "taken = list(claimed_subnets(key for key in held if records.readable_lease(key, held[key].value)))",
         "unit/test_leases.py::test_a_record_that_cannot_be_read_is_reported_and_stays_taken",
     ),
     # 7. Broken plugins.
@@ -288,7 +288,7 @@ MUTATIONS = [
     mutation(
         "a store that is down ends the node",
         "law 8",
-        "daemon.py",
+        "node.py",
         '                self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")',
         "                raise",
         "unit/test_daemon.py::test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recovers",
@@ -296,9 +296,9 @@ MUTATIONS = [
     mutation(
         "a store that is down leaves no peers",
         "law 8",
-        "daemon.py",
+        "node.py",
         '                self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")',
-        "                node.snapshot = Snapshot()\n"
+        "                self._snapshot = Snapshot()\n"
         "                self._dirty.set()\n"
         '                self._health.degraded("store", str(error))',
         "unit/test_daemon.py::test_a_store_that_goes_down_changes_nothing_for_traffic_and_all_recovers",

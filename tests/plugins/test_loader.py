@@ -479,6 +479,39 @@ def test_an_observer_that_keeps_others_waiting_is_named_and_one_that_does_so_for
             assert record.fields["error"] == "everything else waited for it"
 
 
+def test_an_observer_that_keeps_others_waiting_for_long_is_fatal_where_plugins_are_strict(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("overlaynet.plugins.time.monotonic", lambda: now[0])
+    called: list[str] = []
+    durations = [29.0, 31.0]
+
+    class Slow:
+        @hookimpl
+        def overlaynet_recovered(self) -> None:
+            called.append("slow")
+            now[0] += durations.pop(0)
+
+    class Quick:
+        @hookimpl(trylast=True)
+        def overlaynet_recovered(self) -> None:
+            called.append("quick")
+
+    plugins = Plugins(strict=True)
+    plugins.register(Slow(), name="slow one")
+    plugins.register(Quick(), name="quick one")
+    plugins.notify("overlaynet_recovered")
+    with pytest.raises(PluginError) as caught:
+        plugins.notify("overlaynet_recovered")
+    assert str(caught.value) == (
+        "plugin slow one took 31.0 seconds in overlaynet_recovered, and everything else waited for it; "
+        "have it do its work in a thread or uninstall it"
+    )
+    assert called == ["slow", "quick"] * 2
+    assert [record.message for record in caplog.records] == ["plugin is slow"]
+
+
 def test_a_plugin_answers_for_a_driver_that_has_no_entry_point() -> None:
     class Answering:
         @hookimpl

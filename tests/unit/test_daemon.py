@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from overlaynet.daemon import AUDIT_INTERVAL, Daemon
+from overlaynet.daemon import Daemon
 from overlaynet.drivers import Driver
 from overlaynet.errors import (
     BackendError,
@@ -42,6 +42,7 @@ from overlaynet.model import (
     Underlay,
 )
 from overlaynet.network import Network
+from overlaynet.node import AUDIT_INTERVAL
 from overlaynet.plugins import Plugins
 from overlaynet.records import encode_lease, lease_key
 from overlaynet.settings import Settings

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from overlaynet import options
 from overlaynet.errors import ConfigError, StoreError, StoreUnavailable
-from overlaynet.leases import read_snapshot
+from overlaynet.listings import read_snapshot
 from overlaynet.model import Lease, LeaseRequest
 from overlaynet.network import parse
 from overlaynet.plugins import Plugins

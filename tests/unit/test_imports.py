@@ -14,7 +14,7 @@ import overlaynet
 
 PACKAGE = Path(overlaynet.__file__).parent
 ABOVE_THE_API = (
-    r"overlaynet\.(__main__|cli|catalogue|config|daemon|demo|joining|lease_keeping|plugins|settings|testing)\b"
+    r"overlaynet\.(__main__|cli|catalogue|config|daemon|demo|joining|lease_keeping|node|plugins|settings|testing)\b"
 )
 DRIVERS = r"overlaynet\.(backends|routers|stores)\."
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -16,10 +17,12 @@ from overlaynet import boot_clock
 from overlaynet.errors import IdentityTaken, LeaseLost, StoreUnavailable
 from overlaynet.health import REMINDER, Health
 from overlaynet.lease_keeping import RELEASE_TIMEOUT, LeaseKeeper, release, renewal_margin
-from overlaynet.model import Lease, LeaseRequest, Reservation, Snapshot
+from overlaynet.model import Lease, LeaseData, LeaseRequest, Reservation, Snapshot
 from overlaynet.network import DEFAULT_LEASE_TTL, MINIMUM_LEASE_TTL, Network, parse
 from overlaynet.plugins import Plugins
-from overlaynet.stores.memory import MemoryStore
+from overlaynet.records import as_read, encode_lease, lease_key
+from overlaynet.stores.memory import MemoryStore, MemoryTable
+from overlaynet.table import Record
 from overlaynet.testing.clock import VirtualClockLoop
 from overlaynet.testing.fakes import fake_underlay
 
@@ -230,6 +233,217 @@ async def test_the_end_of_a_lease_is_told_once_whatever_fails_meanwhile(caplog: 
         told = [record.fields["reason"] for record in cast("list[Any]", caplog.records)]
         assert told.count(reason) <= 1000 / REMINDER + 1
         assert told == sorted(told), "first the one reason, then the other, and never the first again"
+
+
+# A record that somebody else has edited
+
+
+DATA = LeaseData("vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:01", "many": ("as", "tuples")})
+
+
+async def edit(store: MemoryStore, lease: Lease, lifetime: float = 24 * HOUR, **changes: Any) -> Lease:
+    """Change a lease's record by hand, whatever it is now."""
+    record = await store.table.get(lease_key(lease.subnets))
+    assert record is not None
+    edited = attrs.evolve(lease, **changes)
+    assert await store.table.replace(record, encode_lease(edited), lifetime) is not None
+    return edited
+
+
+@asynccontextmanager
+async def kept(store: MemoryStore, rest: float = 0.0) -> AsyncGenerator[tuple[Lease, LeaseKeeper], None]:
+    """A lease that is kept as a daemon does it, with a lifetime of a day, and its keeper.
+
+    :param rest: seconds in which the watch is not looked at, after each time that it was.
+    """
+    lease = await store.acquire(network(24 * HOUR), attrs.evolve(REQUEST, data=DATA))
+    keeping = await keeper(store, lease, 24 * HOUR)
+
+    async def watch() -> None:
+        async for snapshot in store.watch():
+            keeping.look(snapshot)
+            await asyncio.sleep(rest)
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(watch()), tasks.create_task(keeping.run())]
+        await asyncio.sleep(0.1)
+        yield lease, keeping
+        for task in running:
+            assert not task.done()
+            task.cancel()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"public_ipv4": IPv4Address("192.0.2.66")},
+        {"public_ipv4": None, "public_ipv6": IPv6Address("2001:db8::66")},
+        {"data": attrs.evolve(DATA, ipv4={"VNI": 1, "VtepMAC": "02:00:00:00:00:66"})},
+        {"data": LeaseData("udp")},
+        {"reserved": True},
+    ],
+    ids="+".join,
+)
+async def test_a_record_that_was_edited_and_can_be_read_is_written_again_at_once(
+    caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    store = MemoryStore()
+    async with kept(store) as (lease, keeping):
+        edited = await edit(store, lease, **changes)
+        await asyncio.sleep(0.1)
+        (found,) = (await store.leases()).leases
+        assert found == as_read(lease) != edited
+        assert found.ttl == pytest.approx(24 * HOUR, abs=1)
+        assert found.version == keeping.lease.version
+        await asyncio.sleep(HOUR)
+        assert (await store.leases()).leases[0].version == found.version, "once is enough"
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.message == "lease record altered"
+    assert cast("Any", record).fields["altered"] == list(changes)
+
+
+async def test_so_is_one_that_lost_its_lifetime(caplog: pytest.LogCaptureFixture) -> None:
+    """As `etcdctl put` does it with what `etcdctl get` has told: it would stay for ever if the node died."""
+    store = MemoryStore()
+    async with kept(store) as (lease, keeping):
+        for _ in range(2):
+            await edit(store, lease, lifetime=math.inf)
+            await asyncio.sleep(1.1)
+            (found,) = (await store.leases()).leases
+            assert found.ttl == pytest.approx(24 * HOUR, abs=2)
+        await asyncio.sleep(HOUR)
+        assert (await store.leases()).leases[0].version == found.version == keeping.lease.version
+    told = [cast("Any", record).fields["altered"] for record in caplog.records]
+    assert told == [["ttl"], ["ttl"]]
+
+
+class Endless(MemoryTable):
+    """A table that has no lifetimes."""
+
+    async def create(self, key: str, value: bytes, ttl: float = math.inf) -> Record | None:
+        return await super().create(key, value)
+
+    async def replace(self, record: Record, value: bytes, ttl: float = math.inf) -> Record | None:
+        written = await super().replace(record, value)
+        await asyncio.sleep(0.1)  # the watch is quicker than the answer
+        return written
+
+
+class EndlessStore(MemoryStore):
+    def make_table(self) -> MemoryTable:
+        return Endless()
+
+
+async def test_where_there_are_no_lifetimes_none_is_missed(caplog: pytest.LogCaptureFixture) -> None:
+    store = EndlessStore()
+    async with kept(store) as (lease, keeping):
+        assert (await store.leases()).leases[0].ttl == math.inf
+        keeping.publish(fake_underlay("192.0.2.77"))
+        await asyncio.sleep(HOUR)
+        assert int((await store.leases()).leases[0].version) == int(lease.version) + 1
+    assert caplog.records == []
+
+
+async def test_so_is_one_that_could_not_be_written_as_it_was_edited() -> None:
+    """Numbers are longer when they are written again; all that one record may hold would be too much then."""
+    store = MemoryStore()
+    async with kept(store) as (lease, _):
+        record = await store.table.get(lease_key(lease.subnets))
+        assert record is not None
+        own = b'"Overlaynet":{"Node":"a","Run":"1"}'
+        edited = b'{"PublicIP":"192.0.2.66","BackendData":[' + b",".join([b"1e15"] * 12_000) + b"]," + own + b"}"
+        assert await store.table.replace(record, edited) is not None
+        assert (await store.leases()).malformed == ()
+        await asyncio.sleep(0.1)
+        assert (await store.leases()).leases == (as_read(lease),)
+
+
+async def test_who_edits_the_record_all_the_time_is_answered_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    async with kept(store) as (lease, keeping):
+        before = int(keeping.lease.version)
+        for number in range(1000):
+            await edit(store, lease, public_ipv4=IPv4Address(f"192.0.2.{66 + number % 2}"))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(2)
+        assert 9 <= int(keeping.lease.version) - before - 1000 <= 13
+        assert (await store.leases()).leases == (as_read(lease),)
+    told = [record for record in caplog.records if record.message == "lease record altered"]
+    assert 9 <= len(told) <= 12
+
+
+async def test_the_same_edit_once_more_is_seen_although_nobody_saw_the_record_put_right_in_between() -> None:
+    store = MemoryStore()
+    async with kept(store, rest=0.5) as (lease, _):
+        await asyncio.sleep(1)
+        for _ in range(2):
+            edited = await edit(store, lease, public_ipv4=IPv4Address("192.0.2.66"))
+            await asyncio.sleep(0.2)
+        assert (await store.leases()).leases == (as_read(edited),)
+        await asyncio.sleep(2)
+        assert (await store.leases()).leases == (as_read(lease),)
+
+
+async def test_what_is_edited_while_the_store_writes_nothing_is_written_again_later() -> None:
+    store = Failing()
+    async with kept(store) as (lease, _):
+        store.reachable = False
+        await edit(store, lease, public_ipv4=IPv4Address("192.0.2.66"))
+        await asyncio.sleep(600)
+        assert 5 < len(store.tries) < 25, "with growing pauses"
+        store.reachable = True
+        await asyncio.sleep(61)
+        assert (await store.leases()).leases == (as_read(lease),)
+
+
+class SlowAnswers(Failing):
+    """Renews at once, and says so ten seconds later."""
+
+    async def renew(self, network: Network, lease: Lease) -> Lease:
+        renewed = await super().renew(network, lease)
+        await asyncio.sleep(10)
+        return renewed
+
+
+async def test_a_write_of_its_own_is_not_taken_for_an_edit(caplog: pytest.LogCaptureFixture) -> None:
+    """Not while the answer is under way, not when an older snapshot comes after it, nor if the store says it is reserved."""
+    store = SlowAnswers()
+    async with kept(store) as (lease, keeping):
+        before = await store.leases()
+        await store.reserve(Reservation(lease.subnets, node="a"))
+        keeping.publish(fake_underlay("192.0.2.77"))
+        await asyncio.sleep(5)
+        (found,) = (await store.leases()).leases
+        assert (found.public_ipv4, found.reserved) == (IPv4Address("192.0.2.77"), True)
+        assert keeping.lease == lease, "no answer yet"
+        await asyncio.sleep(10)
+        keeping.look(before)
+        await asyncio.sleep(HOUR)
+        assert len(store.tries) == 1
+        assert (await store.leases()).leases == (as_read(keeping.lease),) != before.leases
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_an_edit_while_the_answer_to_a_write_is_under_way_is_mended_after_it() -> None:
+    store = SlowAnswers()
+    async with kept(store) as (lease, keeping):
+        keeping.publish(fake_underlay("192.0.2.77"))
+        await asyncio.sleep(5)
+        await edit(store, lease, public_ipv4=IPv4Address("192.0.2.66"))
+        await asyncio.sleep(30)
+        assert (await store.leases()).leases[0].public_ipv4 == IPv4Address("192.0.2.77")
+        assert len(store.tries) == 2
+
+
+async def test_an_edit_that_names_another_process_of_this_node_is_not_fought() -> None:
+    store = MemoryStore()
+    lease = await store.acquire(network(60), REQUEST)
+    keeping = await keeper(store, lease, 60)
+    edited = await edit(store, lease, run="2", public_ipv4=IPv4Address("192.0.2.66"))
+    keeping.look(await store.leases())
+    with pytest.raises(IdentityTaken):
+        await keeping.run()
+    assert (await store.leases()).leases == (edited,)
 
 
 # A host that sleeps

@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlaynet.choosing import choose_free, free_runs
 from overlaynet.drivers import NoOptions
 from overlaynet.errors import LeaseLost, ReservationError, StoreError, StoreUnavailable, SubnetsExhausted
-from overlaynet.leases import TableStore, _choose, _free_runs, read_snapshot
+from overlaynet.leases import TableStore
+from overlaynet.listings import read_snapshot
 from overlaynet.model import Lease, LeaseData, LeaseRequest, Malformed, Reservation, Snapshot, Subnets
 from overlaynet.network import Network, parse
 from overlaynet.records import decode_lease, encode_lease, lease_key
@@ -652,6 +654,20 @@ async def test_a_lease_made_again_without_an_answer_is_checked_at_the_next_renew
     assert list(await table.list("subnets/")) == ["subnets/10.244.0.0-20"]
 
 
+async def test_a_record_that_is_edited_again_while_it_is_written_over_is_written_over_again(
+    store: TableOf, table: Interrupted
+) -> None:
+    """Before, the node was told that an overlapping subnet is leased, and ended."""
+    lease = await store.acquire(network(), request("a", previous="10.244.7.0/24"))
+    edited = encode_lease(attrs.evolve(lease, public_ipv4=IPv4Address("192.0.2.99")))
+    await put(table, "subnets/10.244.7.0-24", edited)
+    table.before["list"] = lambda: put(table, "subnets/10.244.7.0-24", edited)
+    renewed = await store.renew(network(), lease)
+    (listed,) = (await store.leases()).leases
+    assert renewed == lease == listed
+    assert (listed.version, listed.ttl) == (renewed.version, TTL)
+
+
 # Releasing
 
 
@@ -869,7 +885,7 @@ def test_each_free_subnet_is_as_likely_as_any_other() -> None:
     taken = [subnets("10.244.3.0/24"), subnets("10.244.8.0/23"), subnets("10.244.12.128/25"), subnets("10.9.0.0/16")]
     free = {1, 2, 4, 5, 6, 7, 10, 11}
     draws = 8000
-    counted = collections.Counter(str(_choose(few, taken)) for _ in range(draws))
+    counted = collections.Counter(str(choose_free(few, taken)) for _ in range(draws))
     assert set(counted) == {f"10.244.{i}.0/24" for i in free}
     # Binomial, p = 1/8: five standard deviations are 148; out of bounds once in 200 000 runs.
     assert all(abs(count - draws / len(free)) < 160 for count in counted.values())
@@ -903,7 +919,7 @@ def ranges_and_leases() -> st.SearchStrategy[tuple[Network, list[IPv4Network]]]:
 def test_the_free_runs_are_exactly_the_subnets_that_overlap_nothing(drawn: tuple[Network, list[IPv4Network]]) -> None:
     few, taken = drawn
     assert few.ipv4 is not None
-    runs = list(_free_runs(few.ipv4, taken))
+    runs = list(free_runs(few.ipv4, taken))
     found = [index for start, end in runs for index in range(start, end)]
     expected = [index for index in range(few.ipv4.size) if not any(few.ipv4[index].overlaps(other) for other in taken)]
     assert found == expected
