@@ -379,11 +379,13 @@ table = PeerTable(own, (EnginePeer(second, ip_address("127.0.0.2"), peer.getsock
 engine = NativeEngine(*first, 1472, table, more_queues=more, device_header=False)
 
 def look():
-    for number, (_, far) in enumerate(pairs * 2):
-        packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
-        far.send(packet)
-        assert peer.recv(65535) == packet
-    engine.stop()
+    try:
+        for number, (_, far) in enumerate(pairs * 2):
+            packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
+            far.send(packet)
+            assert peer.recv(65535) == packet
+    finally:
+        engine.stop()
 
 # The main thread, the one that looks, and one of the three that the engine would like to have.
 os.setuid(61317)
