@@ -22,6 +22,7 @@ from overlaynet.errors import (
     ConfigError,
     IdentityTaken,
     LeaseLost,
+    NoThread,
     OverlaynetError,
     RouterError,
     StoreError,
@@ -306,7 +307,7 @@ class Daemon:
                 if node.watch is None or not node.watch.expired():
                     raise  # it is the driver's own
                 continue
-            except (StoreUnavailable, StoreError) as error:
+            except (StoreUnavailable, StoreError, NoThread) as error:
                 # Once the node is up, even a refusal is no reason to cut its traffic: an operator may mend it.
                 self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")
             node.watch = None
@@ -347,7 +348,7 @@ class Daemon:
         ):
             try:
                 await step(node)
-            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
+            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError, NoThread) as error:
                 self._health.degraded(part, str(error), hint="trying again")
                 well = False
             else:

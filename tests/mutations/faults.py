@@ -454,6 +454,14 @@ MUTATIONS = [
         "unit/test_udp_native_engine.py::test_where_the_kernel_gives_fewer_threads_these_serve_all_queues",
     ),
     mutation(
+        "a thread that is refused is a defect",
+        "The kernel gives no thread at all",
+        "_threads.py",
+        '        raise NoThread(f"the kernel gives no thread ({error}); {MORE_THREADS}") from error\n',
+        "        raise\n",
+        "net/test_refusals.py::test_where_no_thread_is_to_be_had_the_daemon_ends_with_one_sentence_and_one_that_runs_goes_on",
+    ),
+    mutation(
         "threads that were not given are not counted",
         "The kernel gives fewer queues or sockets than threads are wanted",
         "backends/udp/backend.py",

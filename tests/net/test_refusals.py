@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from overlaynet.errors import OverlaynetError
 from overlaynet.testing.lab import Container, DaemonProcess, Lab, wait_until
 from tests.fuzz.refusals import Call, Refusals
 from tests.net.traffic import errors, send_segmented, transfer
@@ -117,6 +118,12 @@ class Refused:
 
         wait_until(made, PATIENCE, "the device to be made again")
         wait_until(self.reaches, PATIENCE, "a ping to arrive by each version")
+
+    def lacks_threads(self) -> bool:
+        """Whether the daemon says that it is in want of threads."""
+        with contextlib.suppress(OverlaynetError):
+            return "TasksMax=" in str(self.host.status()["problems"])
+        return False
 
     def reaches(self) -> bool:
         near, far = self.lab.containers
@@ -326,3 +333,41 @@ def test_a_device_that_takes_nothing_with_its_header_is_made_again_without(refus
     refused.start().wait_until_ready()
     wait_until(refused.reaches, PATIENCE, "a ping to arrive by each version")
     assert set(refused.offloads().values()) == {"on"}
+
+
+@both_engines
+def test_where_no_thread_is_to_be_had_the_daemon_ends_with_one_sentence_and_one_that_runs_goes_on(
+    refused: Refused,
+) -> None:
+    assert refused.daemon.stop() == 0
+    host, refusals = refused.host, refused.refusals
+    for given in itertools.count():
+        refusals.refuse(Call.THREAD, errno.EAGAIN, skip=given)
+        daemon = refused.start()
+        wait_until(lambda: not refused.daemon.running or refused.lacks_threads(), PATIENCE, "the daemon to meet it")
+        if daemon.running:
+            break
+        assert (daemon.exit_status, "Traceback" in daemon.log) == (1, False), daemon.log
+        assert daemon.log.splitlines()[-1].startswith("overlaynet: "), daemon.log
+        assert "raise the limit of tasks: TasksMax=" in daemon.log.splitlines()[-1]
+        assert "overlay0" not in [link["ifname"] for link in host.namespace.ip_json("link", "show")]
+        assert not host.status_socket.exists()
+    assert given > 5
+
+    # What needs a thread is tried again; what the daemon carries, it carries on.
+    for _ in range(2):
+        refusals.clear()
+        wait_until(lambda: refused.host.status()["ready"] and not refused.lacks_threads(), PATIENCE, "it to be well")
+        wait_until(refused.reaches, PATIENCE, "a ping to arrive by each version")
+        refusals.refuse(Call.THREAD, errno.EAGAIN)
+        host.namespace.ip("link set lo mtu 65535", "link set lo mtu 65536")  # a reason to look at all links
+        wait_until(refused.lacks_threads, PATIENCE, "the status to tell")
+        refused.carry(OUT, IN)
+    # It ends with all that it holds, and says what could not be done.
+    assert daemon.stop() == 1
+    assert "Traceback" not in daemon.log
+    assert "TasksMax=" in daemon.log.splitlines()[-1], daemon.log
+    assert "overlay0" not in [link["ifname"] for link in host.namespace.ip_json("link", "show")]
+    refusals.clear()
+    refused.start().wait_until_ready()
+    wait_until(refused.reaches, PATIENCE, "a ping to arrive by each version")
