@@ -31,6 +31,9 @@
 
 struct engine {
     int wake;
+    /* The process that the threads are in. A child that is forked off has a copy of this, but none of them, and shares what
+     * wakes them. */
+    pid_t process;
     _Atomic bool stopping;
     /* How the first worker to end by itself ended, and its errno. */
     _Atomic int ended;
@@ -217,6 +220,8 @@ int engine_run(struct engine *engine, int *error)
 
 void engine_stop(struct engine *engine)
 {
+    if (getpid() != engine->process)
+        return;
     uint64_t one = 1;
     atomic_store_explicit(&engine->stopping, true, memory_order_relaxed);
     /* It can only fail when the counter is full, and then the workers are awake anyway. */
@@ -230,6 +235,7 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
     if (engine == NULL)
         return NULL;
     engine->worker_count = count;
+    engine->process = getpid();
     engine->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     bool failed = engine->wake < 0;
     for (unsigned i = 0; i < count && !failed; i++)
@@ -288,7 +294,7 @@ void engine_free(struct engine *engine)
 {
     if (engine == NULL)
         return;
-    if (engine->started > 1) {
+    if (engine->started > 1 && getpid() == engine->process) {
         engine_stop(engine);
         join(engine);
     }

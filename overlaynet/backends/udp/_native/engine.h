@@ -41,7 +41,7 @@ unsigned engine_start(struct engine *engine, int *refusal);
  * errno. */
 int engine_run(struct engine *engine, int *error);
 
-/* Callable from any thread and from signal handlers. */
+/* Callable from any thread and from signal handlers; without effect in a child that was forked off. */
 void engine_stop(struct engine *engine);
 
 /* Make a table the one in force, and free those that are no longer read. Takes the table. One call at a time. */
