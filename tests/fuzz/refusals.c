@@ -34,7 +34,7 @@
 #define UDP_GRO 104
 #endif
 /* TUN_F_USO4 and TUN_F_USO6, of Linux 6.2. */
-enum { USO = 0x20 | 0x40, OFFLOAD_HEADER_BYTES = 10 };
+enum { USO = 0x20 | 0x40, OFFLOAD_HEADER_BYTES = 10, LARGEST_PACKET = 65535 };
 
 static struct refusal own[REFUSALS];
 struct refusal *refusals = own;
@@ -167,6 +167,12 @@ ssize_t recvmsg(int descriptor, struct msghdr *message, int flags)
 {
     REAL(recvmsg);
     return receive_refused(descriptor) ? -1 : real(descriptor, message, flags);
+}
+
+ssize_t read(int descriptor, void *data, size_t size)
+{
+    REAL(read);
+    return size == OFFLOAD_HEADER_BYTES + LARGEST_PACKET && refused(REFUSE_READ) ? -1 : real(descriptor, data, size);
 }
 
 ssize_t writev(int descriptor, const struct iovec *pieces, int count)

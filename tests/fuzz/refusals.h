@@ -13,6 +13,7 @@ enum refusable {
     REFUSE_RECEIVE,         /* recvmsg and recvmmsg of an internet socket */
     REFUSE_WRITE_RUN,       /* a run of packets, behind the device's header */
     REFUSE_WRITE,           /* anything behind the device's header */
+    REFUSE_READ,            /* a packet out of a device, behind its header */
     REFUSE_THREAD,          /* pthread_create */
     REFUSALS
 };

@@ -28,7 +28,8 @@ class Call(enum.IntEnum):
     RECEIVE = 7
     WRITE_RUN = 8
     WRITE = 9
-    THREAD = 10
+    READ = 10
+    THREAD = 11
 
 
 class Refusals:

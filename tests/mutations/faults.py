@@ -414,6 +414,14 @@ MUTATIONS = [
         "net/test_refusals.py::test_an_interruption_loses_nothing",
     ),
     mutation(
+        "one packet that the device cannot hand out ends it",
+        "The kernel refuses an offload",
+        "backends/udp/_native/send.c",
+        "if (errno == EINVAL && prefix > 0) {",
+        "if (false) {",
+        "net/test_refusals.py::test_packets_that_the_kernel_cannot_describe_are_dropped_and_the_device_stays",
+    ),
+    mutation(
         "an offload that a later engine is not offered is not told",
         "The kernel refuses an offload",
         "backends/udp/offloads.py",

@@ -277,6 +277,17 @@ def test_the_socket_reports_errors_for_a_while(refused: Refused, error: int, los
     assert refused.offloads() == before
 
 
+@native_engine
+def test_packets_that_the_kernel_cannot_describe_are_dropped_and_the_device_stays(refused: Refused) -> None:
+    """So a TUN device says of a run of a kind that its header has no word for; the run is gone then."""
+    drops, since = refused.drops(), len(refused.daemon.records)
+    refused.refusals.refuse(Call.READ, errno.EINVAL, times=5)
+    refused.carry(OUT, IN)
+    assert refused.refusals.refused(Call.READ) == 5
+    assert refused.drops() == drops | {"unsupported": drops["unsupported"] + 5}
+    assert "device lost" not in [record["message"] for record in refused.daemon.records[since:]]
+
+
 @pytest.mark.parametrize(
     ("running", "call", "error", "offloads"),
     [

@@ -27,6 +27,7 @@ PATIENCE = 20.0
 OWN = Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:1::/64"))
 SECOND = Subnets(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:2::/64"))
 PLAIN = bytes(10)
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 TSO4 = struct.pack("=BBHHHH", 1, 1, 0, 1000, 20, 16)
 Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
@@ -349,6 +350,21 @@ class TestSeveralQueues:
             NativeEngine(0, [], 1472, PeerTable(OWN), more_queues=[(0, [])] * 64)
         with pytest.raises(ValueError, match="one socket for each IP version"):
             NativeEngine(0, [1, 2, 3], 1472, PeerTable(OWN))
+
+    def test_all_have_sockets_of_the_same_ip_versions(self, stack: contextlib.ExitStack) -> None:
+        """A peer is reached by any of them."""
+        wires = [stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for family in FAMILIES]
+        (first, _), (second, _) = self.pair(stack), self.pair(stack)
+        for more in ([], [wires[1].fileno()], [wire.fileno() for wire in wires]):
+            with pytest.raises(OSError, match="Invalid argument"):
+                NativeEngine(
+                    first.fileno(),
+                    [wires[0].fileno()],
+                    1472,
+                    PeerTable(OWN),
+                    more_queues=[(second.fileno(), more)],
+                    device_header=False,
+                )
 
     def test_numbers_that_do_not_fit_are_refused_and_not_cut_short(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:

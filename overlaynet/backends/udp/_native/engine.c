@@ -240,6 +240,15 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
     bool failed = engine->wake < 0;
     for (unsigned i = 0; i < count && !failed; i++)
         failed = worker_start(&engine->workers[i], &queues[i], count, mtu, offload, device_header) != 0;
+    bool v4, v6, other4, other6;
+    worker_serves(&engine->workers[0], &v4, &v6);
+    for (unsigned i = 1; i < count && !failed; i++) {
+        worker_serves(&engine->workers[i], &other4, &other6);
+        if (v4 != other4 || v6 != other6) {
+            failed = true;
+            errno = EINVAL;
+        }
+    }
     if (failed) {
         int error = errno;
         engine_free(engine);
@@ -251,11 +260,7 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
 
 void engine_serves(const struct engine *engine, bool *v4, bool *v6)
 {
-    /* All workers have sockets of the same versions. */
-    const struct worker *worker = &engine->workers[0];
-    *v4 = *v6 = false;
-    for (unsigned i = 0; i < worker->socket_count; i++)
-        *(worker->families[i] == AF_INET6 ? v6 : v4) = true;
+    worker_serves(&engine->workers[0], v4, v6);
 }
 
 uint64_t engine_drops(const struct engine *engine, enum drop reason)

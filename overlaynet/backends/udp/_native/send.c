@@ -295,6 +295,11 @@ int worker_send(struct worker *worker, const struct table *table)
         if (size < 0) {
             if (errno == EINTR)
                 continue;
+            if (errno == EINVAL && prefix > 0) {
+                /* The header has no word for what this packet is; the device has thrown it away (tun_put_user). */
+                drop(worker, DROP_UNSUPPORTED, 1);
+                continue;
+            }
             if (errno != EAGAIN)
                 result = errno;
             break;

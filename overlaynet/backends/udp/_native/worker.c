@@ -121,6 +121,13 @@ void worker_free(struct worker *worker)
     free(worker->coalescer);
 }
 
+void worker_serves(const struct worker *worker, bool *v4, bool *v6)
+{
+    *v4 = *v6 = false;
+    for (unsigned i = 0; i < worker->socket_count; i++)
+        *(worker->families[i] == AF_INET6 ? v6 : v4) = true;
+}
+
 int worker_write(struct worker *worker, const struct offload_header *offload, struct iovec *pieces, int count)
 {
     pieces[0] = (struct iovec){(void *)offload, sizeof *offload};
