@@ -11,10 +11,24 @@ native = Extension(
     "overlaynet.backends.udp._native",
     [
         f"{SOURCES}/{name}.c"
-        for name in ("coalesce", "engine", "module", "packet", "receive", "segment", "send", "table", "worker")
+        for name in (
+            "coalesce",
+            "engine",
+            "module",
+            "module_engine",
+            "module_functions",
+            "module_table",
+            "packet",
+            "receive",
+            "segment",
+            "send",
+            "table",
+            "worker",
+        )
     ],
     depends=[
-        f"{SOURCES}/{name}.h" for name in ("checksum", "coalesce", "engine", "packet", "segment", "table", "worker")
+        f"{SOURCES}/{name}.h"
+        for name in ("checksum", "coalesce", "engine", "module", "packet", "segment", "table", "worker")
     ],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
     extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],

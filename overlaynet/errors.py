@@ -74,6 +74,10 @@ class DeviceGone(BackendError):
     """The device no longer exists under the name that it was made with: somebody deleted or renamed it."""
 
 
+class NoThread(OverlaynetError):
+    """The kernel gives no thread now; what needed it was not begun."""
+
+
 class RouterError(OverlaynetError):
     """The kernel refused a route."""
 

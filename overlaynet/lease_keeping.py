@@ -14,7 +14,7 @@ import attrs
 
 from overlaynet import boot_clock
 from overlaynet.drivers import Store
-from overlaynet.errors import LeaseLost, OverlaynetError, StoreError, StoreUnavailable
+from overlaynet.errors import LeaseLost, NoThread, OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.health import Health
 from overlaynet.joining import in_time
 from overlaynet.logs import fields
@@ -151,7 +151,7 @@ class LeaseKeeper:
                 except LeaseLost as error:
                     self._plugins.notify("overlaynet_lease_lost", lease=self.lease, reason=str(error))
                     raise
-                except (StoreUnavailable, StoreError) as error:
+                except (StoreUnavailable, StoreError, NoThread) as error:
                     self._failure = str(error)
                     self._report()
                     renew_at = boot_clock.now() + backoff.next()
@@ -220,7 +220,7 @@ async def release(store: Store, claim: Awaitable[Lease]) -> None:
             while True:
                 try:
                     await store.release(lease)
-                except StoreUnavailable as error:
+                except (StoreUnavailable, NoThread) as error:
                     reason = str(error)
                     await asyncio.sleep(backoff.next())
                 else:

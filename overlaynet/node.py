@@ -16,7 +16,15 @@ import attrs
 
 from overlaynet import boot_clock, subnet_file
 from overlaynet.drivers import Backend, Router, Store
-from overlaynet.errors import BackendError, ConfigError, RouterError, StoreError, StoreUnavailable, UnderlayError
+from overlaynet.errors import (
+    BackendError,
+    ConfigError,
+    NoThread,
+    RouterError,
+    StoreError,
+    StoreUnavailable,
+    UnderlayError,
+)
 from overlaynet.health import Health
 from overlaynet.lease_keeping import LeaseKeeper, where
 from overlaynet.logs import fields
@@ -139,7 +147,7 @@ class Node:
                 if self._watch is None or not self._watch.expired():
                     raise  # it is the driver's own
                 continue
-            except (StoreUnavailable, StoreError) as error:
+            except (StoreUnavailable, StoreError, NoThread) as error:
                 # Once the node is up, even a refusal is no reason to cut its traffic: an operator may mend it.
                 self._health.degraded("store", str(error), hint="traffic goes on with the peers that are known")
             self._watch = None
@@ -199,7 +207,7 @@ class Node:
         ):
             try:
                 await step()
-            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError) as error:
+            except (BackendError, RouterError, UnderlayError, NetlinkError, ConfigError, NoThread) as error:
                 troubles[part] = str(error)
         return troubles
 

@@ -87,8 +87,8 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
     wanted = (_IFF_VNET_HDR if offload_header else 0) | (_IFF_MULTI_QUEUE if several_queues else 0)
     try:
         if wanted:
-            flags |= _features(descriptor) & wanted
-        fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
+            wanted &= _features(descriptor)
+        _create(descriptor, name, flags, wanted)
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EBUSY, errno.EEXIST):
@@ -101,6 +101,20 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
             f"the kernel refuses to make the TUN device {name}: {error.strerror}; see its log (dmesg)"
         ) from error
     return descriptor
+
+
+def _create(descriptor: int, name: str, flags: int, wanted: int) -> None:
+    """Make a device with the ``wanted`` flags, or those of them that the kernel takes: some say that they can, and refuse."""
+    for given_up in (0, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_VNET_HDR | _IFF_MULTI_QUEUE):
+        if given_up & ~wanted:
+            continue
+        try:
+            fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags | wanted & ~given_up))
+        except OSError as error:
+            if error.errno != errno.EINVAL or given_up == wanted:
+                raise
+        else:
+            return
 
 
 def _open_next_queue(name: str, first: int) -> int:

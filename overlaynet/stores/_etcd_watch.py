@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+from overlaynet._threads import start_thread
+from overlaynet.errors import NoThread
 from overlaynet.logs import fields
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
@@ -81,8 +83,12 @@ class Watcher:
         self._attempts = 0
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread. :raises NoThread: if the kernel gives none; it is over then."""
+        try:
+            start_thread(self._thread)
+        except NoThread:
+            self._newest.close(None)
+            raise
 
     async def next(self) -> Mapping[str, Record] | None:
         """The newest listing, once there is one that has not been returned yet; ``None`` after :meth:`aclose`.
@@ -100,7 +106,8 @@ class Watcher:
         with contextlib.suppress(TimeoutError):  # it is making a connection: that has a time limit of its own
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._newest.wait_closed()
-                self._thread.join(_CLOSE_SECONDS)  # to be closed is the last thing it does
+                if self._thread.ident is not None:
+                    self._thread.join(_CLOSE_SECONDS)  # to be closed is the last thing it does
 
     def _run(self) -> None:
         error: BaseException | None = None

@@ -27,6 +27,7 @@ PATIENCE = 20.0
 OWN = Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:1::/64"))
 SECOND = Subnets(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:2::/64"))
 PLAIN = bytes(10)
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 TSO4 = struct.pack("=BBHHHH", 1, 1, 0, 1000, 20, 16)
 Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
@@ -350,6 +351,66 @@ class TestSeveralQueues:
         with pytest.raises(ValueError, match="one socket for each IP version"):
             NativeEngine(0, [1, 2, 3], 1472, PeerTable(OWN))
 
+    def test_all_have_sockets_of_the_same_ip_versions(self, stack: contextlib.ExitStack) -> None:
+        """A peer is reached by any of them."""
+        wires = [stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for family in FAMILIES]
+        (first, _), (second, _) = self.pair(stack), self.pair(stack)
+        for more in ([], [wires[1].fileno()], [wire.fileno() for wire in wires]):
+            with pytest.raises(OSError, match="Invalid argument"):
+                NativeEngine(
+                    first.fileno(),
+                    [wires[0].fileno()],
+                    1472,
+                    PeerTable(OWN),
+                    more_queues=[(second.fileno(), more)],
+                    device_header=False,
+                )
+
+    def test_numbers_that_do_not_fit_are_refused_and_not_cut_short(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+            for tun, descriptor, mtu in (
+                (0, wire.fileno() + 2**32, 1472),
+                (2**32, wire.fileno(), 1472),
+                (0, wire.fileno(), 1472 + 2**32),
+            ):
+                with pytest.raises(OverflowError):
+                    NativeEngine(tun, [descriptor], mtu, PeerTable(OWN), device_header=False)
+            with pytest.raises(ValueError, match="an MTU is at least 1"):
+                NativeEngine(0, [wire.fileno()], 0, PeerTable(OWN), device_header=False)
+
+
+FORKS = """
+import os, signal, socket
+from ipaddress import IPv4Network
+from overlaynet.backends.udp.engine import PeerTable
+from overlaynet.backends.udp.native_engine import NativeEngine
+from overlaynet.model import Subnets
+
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+queues = [(near.fileno(), []) for near, _ in pairs]
+own = PeerTable(Subnets(IPv4Network("10.244.1.0/24")))
+engine = NativeEngine(*queues[0], 1472, own, more_queues=queues[1:], device_header=False)
+assert engine._engine.start() == (3, 0)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    engine.stop()
+    engine.close()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(len(os.listdir("/proc/self/task")))
+fdinfo = [open(entry).read() for entry in os.scandir("/proc/self/fdinfo") if os.path.exists(entry)]
+print(*[line.split()[1] for info in fdinfo for line in info.splitlines() if line.startswith("eventfd-count:")])
+engine.close()
+"""
+
+
+def test_a_child_that_was_forked_off_leaves_its_parents_engine_alone() -> None:
+    """The child has a copy of the engine, but none of its threads; and what wakes them is the same in both."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["0", "3", "0"]), done.stderr
+
 
 FEW_TASKS = """
 import logging, os, resource, socket, struct, threading
@@ -379,11 +440,13 @@ table = PeerTable(own, (EnginePeer(second, ip_address("127.0.0.2"), peer.getsock
 engine = NativeEngine(*first, 1472, table, more_queues=more, device_header=False)
 
 def look():
-    for number, (_, far) in enumerate(pairs * 2):
-        packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
-        far.send(packet)
-        assert peer.recv(65535) == packet
-    engine.stop()
+    try:
+        for number, (_, far) in enumerate(pairs * 2):
+            packet = bytes([0x45, 0, 0, 24, 0, number, 0, 0, 64, 17, 0, 0, 10, 244, 1, 1, 10, 244, 2, 1, 0, 0, 0, 0])
+            far.send(packet)
+            assert peer.recv(65535) == packet
+    finally:
+        engine.stop()
 
 # The main thread, the one that looks, and one of the three that the engine would like to have.
 os.setuid(61317)

@@ -26,6 +26,9 @@ FAILING, WORKS = "offload failing", "offload works again"
         (["on", "on"], []),
         (["off: EOPNOTSUPP", "off: EOPNOTSUPP"], []),
         (["on", "failing: EIO (1 times)"], [FAILING]),
+        (["on", "off: EINVAL", "off: EINVAL"], [FAILING]),
+        (["on", "off: EINVAL", "on"], [FAILING, WORKS]),
+        (["on", "off"], []),
         (["failing: EIO (1 times)"], [FAILING]),
         (["on", "failing: EIO (1 times)", "failing: EIO (9 times)", "failing: EIO (9 times)"], [FAILING]),
         # It failed, and worked again, between two looks.

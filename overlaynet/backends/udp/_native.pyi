@@ -1,4 +1,4 @@
-"""What ``_native/module.c`` defines; :mod:`overlaynet.backends.udp.native_engine` makes an engine of it."""
+"""What ``_native/module.c`` defines with its parts; :mod:`overlaynet.backends.udp.native_engine` makes an engine of it."""
 
 from typing import final
 

@@ -32,7 +32,7 @@ class Drop(enum.IntEnum):
     MALFORMED = 0
     """Not one whole IP packet."""
     UNSUPPORTED = 1
-    """An IP packet of a version that the engine does not carry."""
+    """An IP packet of a version that the engine does not carry; or a run of a kind that the device cannot hand out."""
     NO_ROUTE = 2
     """Out of the device, for an address that no peer has."""
     TOO_BIG = 3

@@ -6,12 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from overlaynet._threads import call_in_thread
+from overlaynet._threads import start_thread
 from overlaynet.backends.udp.engine import Engine
-from overlaynet.errors import BackendError
-
-MORE_THREADS = "raise the limit of tasks: TasksMax= of the systemd unit, pids.max of a container, or ulimit -u"
-"""What to do where the kernel gives no thread."""
+from overlaynet.errors import BackendError, NoThread
 
 
 class EngineThread:
@@ -31,17 +28,19 @@ class EngineThread:
         """What ended it, unless that was :meth:`stop`."""
         self._ended = ended
         self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"{engine.name} engine of {device}", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError as error:
+            start_thread(self._thread)
+        except NoThread as error:
             engine.close()
-            raise BackendError(f"the packet engine gets no thread ({error}); {MORE_THREADS}") from error
+            raise BackendError(f"the packet engine cannot run: {error}") from error
 
     async def stop(self) -> None:
         """Return when the engine has ended. Idempotent; if it is cancelled, the engine ends all the same."""
         self.engine.stop()
-        await call_in_thread(self._thread.join)
+        await self._over.wait()
+        self._thread.join()  # to say so is the last thing that it does
 
     def _run(self) -> None:
         try:
@@ -51,6 +50,10 @@ class EngineThread:
         self.engine.close()
         self.running = False
         try:
-            self._loop.call_soon_threadsafe(self._ended, self)
+            self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:  # the loop is closed: nobody else is left to do it
             self._ended(self)
+
+    def _end(self) -> None:
+        self._over.set()
+        self._ended(self)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
+from overlaynet._threads import MORE_THREADS
 from overlaynet.backends.udp import _native
 from overlaynet.backends.udp.engine import (
     Counters,
@@ -25,7 +26,6 @@ from overlaynet.backends.udp.engine import (
     PeerTable,
     Queue,
 )
-from overlaynet.backends.udp.engine_thread import MORE_THREADS
 from overlaynet.errors import DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets

@@ -31,6 +31,9 @@
 
 struct engine {
     int wake;
+    /* The process that the threads are in. A child that is forked off has a copy of this, but none of them, and shares what
+     * wakes them. */
+    pid_t process;
     _Atomic bool stopping;
     /* How the first worker to end by itself ended, and its errno. */
     _Atomic int ended;
@@ -217,6 +220,8 @@ int engine_run(struct engine *engine, int *error)
 
 void engine_stop(struct engine *engine)
 {
+    if (getpid() != engine->process)
+        return;
     uint64_t one = 1;
     atomic_store_explicit(&engine->stopping, true, memory_order_relaxed);
     /* It can only fail when the counter is full, and then the workers are awake anyway. */
@@ -230,10 +235,20 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
     if (engine == NULL)
         return NULL;
     engine->worker_count = count;
+    engine->process = getpid();
     engine->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     bool failed = engine->wake < 0;
     for (unsigned i = 0; i < count && !failed; i++)
         failed = worker_start(&engine->workers[i], &queues[i], count, mtu, offload, device_header) != 0;
+    bool v4, v6, other4, other6;
+    worker_serves(&engine->workers[0], &v4, &v6);
+    for (unsigned i = 1; i < count && !failed; i++) {
+        worker_serves(&engine->workers[i], &other4, &other6);
+        if (v4 != other4 || v6 != other6) {
+            failed = true;
+            errno = EINVAL;
+        }
+    }
     if (failed) {
         int error = errno;
         engine_free(engine);
@@ -245,11 +260,7 @@ struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t m
 
 void engine_serves(const struct engine *engine, bool *v4, bool *v6)
 {
-    /* All workers have sockets of the same versions. */
-    const struct worker *worker = &engine->workers[0];
-    *v4 = *v6 = false;
-    for (unsigned i = 0; i < worker->socket_count; i++)
-        *(worker->families[i] == AF_INET6 ? v6 : v4) = true;
+    worker_serves(&engine->workers[0], v4, v6);
 }
 
 uint64_t engine_drops(const struct engine *engine, enum drop reason)
@@ -288,7 +299,7 @@ void engine_free(struct engine *engine)
 {
     if (engine == NULL)
         return;
-    if (engine->started > 1) {
+    if (engine->started > 1 && getpid() == engine->process) {
         engine_stop(engine);
         join(engine);
     }

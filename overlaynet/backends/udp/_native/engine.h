@@ -28,9 +28,9 @@ struct queue {
 /* How run ended. The last: the kernel has granted the device's header, but takes no packet with it (see worker_header_refused). */
 enum { ENDED_STOPPED, ENDED_DEVICE_GONE, ENDED_FAILED, ENDED_HEADER_REFUSED };
 
-/* An engine with a worker for each of `count` queues, at most WORKERS, on descriptors that stay the caller's. `offload` false:
- * one packet in each system call. `device_header`: whether each packet of the device is behind a struct offload_header;
- * negative: ask the device. NULL with errno set. */
+/* An engine with a worker for each of `count` queues, at most WORKERS, on descriptors that stay the caller's; all queues have
+ * sockets of the same IP versions. `offload` false: one packet in each system call. `device_header`: whether each packet of
+ * the device is behind a struct offload_header; negative: ask the device. NULL with errno set. */
 struct engine *engine_new(const struct queue *queues, unsigned count, uint32_t mtu, bool offload, int device_header);
 
 /* Begin to carry packets, in a thread for each worker but the first. Returns the number of threads, with the one that is to call
@@ -41,7 +41,7 @@ unsigned engine_start(struct engine *engine, int *refusal);
  * errno. */
 int engine_run(struct engine *engine, int *error);
 
-/* Callable from any thread and from signal handlers. */
+/* Callable from any thread and from signal handlers; without effect in a child that was forked off. */
 void engine_stop(struct engine *engine);
 
 /* Make a table the one in force, and free those that are no longer read. Takes the table. One call at a time. */

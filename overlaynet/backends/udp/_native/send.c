@@ -84,7 +84,11 @@ static void send_singly(struct worker *worker, struct message *message, int refu
             bytes += (uint32_t)message->piece[next].iov_len;
         header.msg_iov = &message->piece[i];
         header.msg_iovlen = next - i;
-        if (sendmsg(descriptor, &header, MSG_DONTWAIT) < 0) {
+        ssize_t done;
+        do
+            done = sendmsg(descriptor, &header, MSG_DONTWAIT);
+        while (done < 0 && errno == EINTR);
+        if (done < 0) {
             drop(worker, send_error(errno), 1);
         } else {
             any = true;
@@ -291,6 +295,11 @@ int worker_send(struct worker *worker, const struct table *table)
         if (size < 0) {
             if (errno == EINTR)
                 continue;
+            if (errno == EINVAL && prefix > 0) {
+                /* The header has no word for what this packet is; the device has thrown it away (tun_put_user). */
+                drop(worker, DROP_UNSUPPORTED, 1);
+                continue;
+            }
             if (errno != EAGAIN)
                 result = errno;
             break;

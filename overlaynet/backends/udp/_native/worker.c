@@ -121,6 +121,13 @@ void worker_free(struct worker *worker)
     free(worker->coalescer);
 }
 
+void worker_serves(const struct worker *worker, bool *v4, bool *v6)
+{
+    *v4 = *v6 = false;
+    for (unsigned i = 0; i < worker->socket_count; i++)
+        *(worker->families[i] == AF_INET6 ? v6 : v4) = true;
+}
+
 int worker_write(struct worker *worker, const struct offload_header *offload, struct iovec *pieces, int count)
 {
     pieces[0] = (struct iovec){(void *)offload, sizeof *offload};
@@ -128,8 +135,10 @@ int worker_write(struct worker *worker, const struct offload_header *offload, st
     for (;;) {
         ssize_t written = count - skip == 1 ? write(worker->tun, pieces[1].iov_base, pieces[1].iov_len)
                                             : writev(worker->tun, pieces + skip, count - skip);
-        if (written >= 0)
+        if (written >= 0) {
+            worker->header_taken = true;
             return 0;
+        }
         if (errno != EINTR)
             return errno;
     }
@@ -140,9 +149,7 @@ int worker_write_packet(struct worker *worker, uint8_t *data, size_t size)
     static const struct offload_header none;
     struct iovec pieces[2] = {[1] = {data, size}};
     int failed = worker_write(worker, &none, pieces, 2);
-    if (failed == 0) {
-        worker->header_taken = true;
-    } else if (failed == EINVAL || failed == EIO) {
+    if (failed == EINVAL || failed == EIO) {
         worker->header_refusals++;
         worker->header_refusal = failed;
     }

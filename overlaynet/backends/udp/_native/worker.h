@@ -101,6 +101,9 @@ int worker_start(struct worker *worker, const struct queue *queue, unsigned shar
                  int device_header);
 void worker_free(struct worker *worker);
 
+/* The IP versions of its sockets. */
+void worker_serves(const struct worker *worker, bool *v4, bool *v6);
+
 /* Take packets out of the device and send them, until there is none or the burst is full. Zero, or an errno. */
 int worker_send(struct worker *worker, const struct table *table);
 

@@ -1,4 +1,4 @@
-/* A kernel that grants the device's header and refuses whatever is written with it; linked with --wrap=ioctl,write,writev.
+/* A kernel that grants the device's header and refuses whatever is written with it; linked with refusals.c and --wrap=ioctl.
  * A socket pair stands for the device. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -11,11 +11,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "refusals.h"
 #include "worker.h"
 
 #define CHECK(condition) do { if (!(condition)) { perror(#condition); abort(); } } while (0)
 
-static int device, refusal;
+static int device;
 static bool up;
 
 int __real_ioctl(int descriptor, unsigned long request, void *argument);
@@ -36,23 +37,25 @@ int __wrap_ioctl(int descriptor, unsigned long request, void *argument)
     }
 }
 
-ssize_t __real_writev(int descriptor, const struct iovec *pieces, int count);
-ssize_t __wrap_writev(int descriptor, const struct iovec *pieces, int count)
-{
-    if (descriptor == device && refusal != 0) {
-        errno = refusal;
-        return -1;
-    }
-    return __real_writev(descriptor, pieces, count);
-}
-
-/* What becomes of so many writes of a plain packet, and whether the device is then taken for one that refuses the header. */
-static int after_writes(struct worker *worker, unsigned writes)
+/* What comes of so many writes of a plain packet, which fail with this errno, or do not: whether the device is then taken for
+ * one that refuses the header. */
+static int after_writes(struct worker *worker, unsigned writes, int refusal)
 {
     uint8_t packet[20] = {0x45, [3] = 20};
+    refusals[REFUSE_WRITE].error = refusal;
     for (unsigned i = 0; i < writes; i++)
         CHECK(worker_write_packet(worker, packet, sizeof packet) == refusal);
     return worker_header_refused(worker);
+}
+
+/* Write what the device is to take for a run of packets. */
+static int write_run(struct worker *worker)
+{
+    static const struct offload_header run = {.type = OFFLOAD_UDP};
+    uint8_t packet[20] = {0x45, [3] = 20};
+    struct iovec pieces[2] = {[1] = {packet, sizeof packet}};
+    refusals[REFUSE_WRITE].error = 0;
+    return worker_write(worker, &run, pieces, 2);
 }
 
 static void start(struct worker *worker, int wire)
@@ -81,7 +84,7 @@ static void run_engine(void)
     for (unsigned i = 0; i < HEADER_REFUSALS; i++)
         CHECK(sendto(wire, packet, sizeof packet, 0, (struct sockaddr *)&here, size) == sizeof packet);
     CHECK(engine_start(engine, &none) == 1);
-    CHECK(engine_run(engine, &error) == ENDED_HEADER_REFUSED && error == refusal);
+    CHECK(engine_run(engine, &error) == ENDED_HEADER_REFUSED && error == EINVAL);
     CHECK(engine_drops(engine, DROP_DEVICE_FAILED) == HEADER_REFUSALS);
     engine_free(engine);
     close(wire);
@@ -93,30 +96,32 @@ int main(void)
     int pair[2], wire = socket(AF_INET, SOCK_DGRAM, 0);
     CHECK(wire >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
     device = pair[0];
-    static const int refusals[] = {EINVAL, EIO};
+    static const int errors[] = {EINVAL, EIO};
     for (unsigned i = 0; i < 2; i++) {
         start(&worker, wire);
-        refusal = refusals[i];
         up = false; /* it refuses for that reason, then */
-        CHECK(after_writes(&worker, HEADER_REFUSALS) == 0);
+        CHECK(after_writes(&worker, HEADER_REFUSALS, errors[i]) == 0);
         up = true;
-        CHECK(after_writes(&worker, HEADER_REFUSALS - 1) == 0);
-        CHECK(after_writes(&worker, 1) == refusal);
+        CHECK(after_writes(&worker, HEADER_REFUSALS - 1, errors[i]) == 0);
+        CHECK(after_writes(&worker, 1, errors[i]) == errors[i]);
         worker_free(&worker);
 
         /* One that has taken a packet has another reason. */
         start(&worker, wire);
-        refusal = 0;
-        CHECK(after_writes(&worker, 1) == 0);
-        refusal = refusals[i];
-        CHECK(after_writes(&worker, 2 * HEADER_REFUSALS) == 0);
+        CHECK(after_writes(&worker, 1, 0) == 0);
+        CHECK(after_writes(&worker, 2 * HEADER_REFUSALS, errors[i]) == 0);
+        worker_free(&worker);
+
+        /* So has one that has taken a run. */
+        start(&worker, wire);
+        CHECK(write_run(&worker) == 0);
+        CHECK(after_writes(&worker, 2 * HEADER_REFUSALS, errors[i]) == 0);
         worker_free(&worker);
     }
     start(&worker, wire);
-    refusal = ENOMEM;
-    CHECK(after_writes(&worker, 2 * HEADER_REFUSALS) == 0);
+    CHECK(after_writes(&worker, 2 * HEADER_REFUSALS, ENOMEM) == 0);
     worker_free(&worker);
-    refusal = EINVAL;
+    refusals[REFUSE_WRITE].error = EINVAL;
     run_engine();
     close(pair[0]);
     close(pair[1]);
