@@ -17,12 +17,23 @@ def read_snapshot(listing: Mapping[str, Record]) -> Snapshot:
     """Read all lease records; those that cannot be read are listed apart, and placeholders of reservations left out."""
     leases, malformed = [], []
     for _, record in sorted(listing.items()):
-        found = _parsed(record)
+        found = _parsed(record).found
         if isinstance(found, Malformed):
             malformed.append(found)
         else:
             leases.append(attrs.evolve(found, ttl=record.ttl))
     return snapshot_of(leases, malformed)
+
+
+@attrs.frozen
+class _Parsed:
+    """What a record says."""
+
+    version: str
+    """The record's."""
+    found: Lease | Malformed
+    decoded: Lease | None = None
+    """The lease without its version. While it is held here, no other reader of this process needs to decode the record."""
 
 
 class Reader:
@@ -32,32 +43,32 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, Lease | Malformed]] = {}
+        self._known: dict[str, _Parsed] = {}
 
     def read(self, listing: Mapping[str, Record]) -> tuple[list[Lease], list[Malformed]]:
         """The leases, and the records that cannot be read."""
         before, self._known = self._known, {}
         leases, malformed = [], []
         for key, record in sorted(listing.items()):
-            version, found = before.get(key, ("", None))
-            if found is None or version != record.version:
-                found = _parsed(record)
-                if isinstance(found, Lease) and record.ttl == math.inf:
-                    found = attrs.evolve(found, ttl=math.inf)
-            self._known[key] = record.version, found
-            if isinstance(found, Malformed):
-                malformed.append(found)
+            parsed = before.get(key)
+            if parsed is None or parsed.version != record.version:
+                parsed = _parsed(record)
+                if isinstance(parsed.found, Lease) and record.ttl == math.inf:
+                    parsed = attrs.evolve(parsed, found=attrs.evolve(parsed.found, ttl=math.inf))
+            self._known[key] = parsed
+            if isinstance(parsed.found, Malformed):
+                malformed.append(parsed.found)
             else:
-                leases.append(found)
+                leases.append(parsed.found)
         return leases, malformed
 
 
-def _parsed(record: Record) -> Lease | Malformed:
+def _parsed(record: Record) -> _Parsed:
     try:
         lease = records.decode_lease(record.key, record.value)
     except RecordError as error:
-        return Malformed(record.key, str(error), record.version)
-    return attrs.evolve(lease, version=record.version)
+        return _Parsed(record.version, Malformed(record.key, str(error), record.version))
+    return _Parsed(record.version, attrs.evolve(lease, version=record.version), lease)
 
 
 def snapshot_of(leases: Iterable[Lease], malformed: Iterable[Malformed]) -> Snapshot:

@@ -18,12 +18,12 @@ placeholder keeps the key of their lease taken, so that flannel does not give th
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
+from weakref import WeakValueDictionary
 
 from overlaynet.errors import RecordError
 from overlaynet.model import JSON, Lease, LeaseData, Reservation, Subnets, printable
@@ -43,12 +43,14 @@ _LARGEST = 65536
 """Bytes that a value may have; far more than any backend needs."""
 _LONGEST_KEY = 1024
 """Characters that a key may have."""
-_REMEMBERED = 16384
-"""Records that need not be read again when they are met again: in each listing, nearly all are as they were in the last."""
-_WORTH_REMEMBERING = 1024
-"""Bytes of the largest value that is remembered: nearly all are smaller, and nobody can fill the memory with others."""
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
 _NO_IPV4 = IPv4Network("0.0.0.0/0")
+# What somebody still holds of what was read need not be read again when it is met again, as nearly all is in each listing.
+# A record that is gone leaves nothing here, however many come and go.
+_held_subnets: WeakValueDictionary[str, Subnets] = WeakValueDictionary()
+"""By their key."""
+_held_leases: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
+"""By their record's key and value."""
 
 
 def lease_key(subnets: Subnets) -> str:
@@ -85,8 +87,14 @@ def _checked_key(key: str) -> str:
     return key
 
 
-@functools.lru_cache(_REMEMBERED)
 def _parse_key(key: str, prefix: str, kind: str) -> Subnets:
+    subnets = _held_subnets.get(key)
+    if subnets is None or not key.startswith(prefix):
+        subnets = _held_subnets[key] = _parse_new_key(key, prefix, kind)
+    return subnets
+
+
+def _parse_new_key(key: str, prefix: str, kind: str) -> Subnets:
     match = _KEY.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
     if match is None:
         raise RecordError(f"{key!r} is not the key of a {kind}, such as '{prefix}10.244.1.0-24'")
@@ -135,7 +143,10 @@ def decode_lease(key: str, value: bytes) -> Lease:
 
     :raises RecordError: if it cannot be read, saying why; so cannot one of more than 65,536 bytes.
     """
-    return _decode_lease(key, value) if len(value) > _WORTH_REMEMBERING else _remembered_lease(key, value)
+    lease = _held_leases.get((key, value))
+    if lease is None:
+        lease = _held_leases[key, value] = _decode_lease(key, value)
+    return lease
 
 
 def _decode_lease(key: str, value: bytes) -> Lease:
@@ -158,9 +169,6 @@ def _decode_lease(key: str, value: bytes) -> Lease:
         renewal_margin=_seconds(own.get("RenewalMargin")),
         reserved=own.get("Reserved") is True,
     )
-
-
-_remembered_lease = functools.lru_cache(_REMEMBERED)(_decode_lease)
 
 
 def as_read(lease: Lease) -> Lease:

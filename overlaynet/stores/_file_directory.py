@@ -51,7 +51,8 @@ class Directory:
         self._lock = DirectoryLock(self.path)
         self._new = os.path.join(self.path, ".new")
         self._now = now
-        self._strange: set[str] = set()
+        self._keys: dict[str, str | None] = {}
+        """What was there last, by its path: a record's key, or ``None`` for a file that no key names, which was told."""
 
     def get(self, abandoned: threading.Event, key: str) -> Record | None:
         """The record, or ``None`` if there is none or it has expired. Needs no lock: a record's file is always whole."""
@@ -101,7 +102,8 @@ class Directory:
 
     def _walk(self) -> tuple[list[str], dict[str, str]]:
         """All directories that records can appear in, and the path of each record's file by its key."""
-        directories, paths = [self.path], {}
+        directories = [self.path]
+        before, keys = self._keys, {}
         for directory in directories:
             with os.scandir(directory) as entries:
                 for entry in entries:
@@ -109,12 +111,14 @@ class Directory:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(entry.path)
-                    elif (key := form.key_of(entry.path[len(self.path) + 1 :])) is not None:
-                        paths[key] = entry.path
-                    elif entry.path not in self._strange:
-                        self._strange.add(entry.path)
-                        log.warning("file ignored: no record is named so", extra=fields(path=entry.path))
-        return directories, paths
+                    elif entry.path in before:
+                        keys[entry.path] = before[entry.path]
+                    else:
+                        keys[entry.path] = form.key_of(entry.path[len(self.path) + 1 :])
+                        if keys[entry.path] is None:
+                            log.warning("file ignored: no record is named so", extra=fields(path=entry.path))
+        self._keys = keys
+        return directories, {key: path for path, key in keys.items() if key is not None}
 
     def _path(self, key: str) -> str:
         name = form.file_name(key)

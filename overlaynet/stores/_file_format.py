@@ -91,7 +91,6 @@ def file_name(key: str) -> str:
     return "/".join(_quoted(part) for part in key.split("/"))
 
 
-@functools.lru_cache(maxsize=10_000)
 def key_of(name: str) -> str | None:
     """The key whose file is named so, or ``None`` if no key's is."""
     try:

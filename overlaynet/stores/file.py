@@ -140,15 +140,17 @@ class _Notices:
 
     def cover(self, directories: Iterable[str]) -> bool:
         """Notice changes in these directories from now on; true if any of them had not been covered before."""
-        before = len(self._covered)
+        covered = set()
         for directory in directories:
             try:
-                self._covered.add(self._inotify.add_watch(directory, self._CHANGES))
+                covered.add(self._inotify.add_watch(directory, self._CHANGES))
             except (FileNotFoundError, NotADirectoryError):
                 return True
             except OSError as error:
                 raise _refused(error, "fs.inotify.max_user_watches") from error
-        return len(self._covered) > before
+        # What is not among them any more was deleted, and with it its watch in the kernel.
+        before, self._covered = self._covered, covered
+        return not covered <= before
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._inotify.fileno())

@@ -59,8 +59,15 @@ def sample(daemon: DaemonProcess) -> Sample:
 
 
 def at_rest(samples: Sequence[Sample], name: str) -> int:
-    """What there is in all but a quarter of the samples: fewer while the device is away, and more at work."""
-    return int(sorted(getattr(each, name) for each in samples)[len(samples) // 4])
+    return int(statistics.median_low(getattr(each, name) for each in samples))
+
+
+def least(samples: Sequence[Sample], name: str) -> int:
+    """What there is in all samples but a tenth, in which the device is away: what grows for good is in all of them.
+
+    Less than half may be at rest when the machine is busy: a thread that reads the store takes its time then.
+    """
+    return int(sorted(getattr(each, name) for each in samples)[len(samples) // 10])
 
 
 def growth(samples: Sequence[Sample]) -> list[str]:
@@ -69,7 +76,7 @@ def growth(samples: Sequence[Sample]) -> list[str]:
     early, late = samples[quarter : 2 * quarter], samples[3 * quarter :]
     found = []
     for name in ("descriptors", "threads"):
-        before, after = (at_rest(part, name) for part in (early, late))
+        before, after = at_rest(early, name), least(late, name)
         if after > before:
             found.append(f"{name} at rest: from {before} to {after}")
     before, after = (int(statistics.median(each.memory for each in part)) for part in (early, late))

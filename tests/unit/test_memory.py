@@ -7,6 +7,7 @@ of each thread apart.
 import asyncio
 import ctypes
 import gc
+import logging
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from overlaynet.daemon import Daemon
 from overlaynet.model import LeaseRequest, Subnets, Underlay
 from overlaynet.plugins import Plugins
 from overlaynet.settings import Settings
+from overlaynet.stores._file_directory import Directory
 from overlaynet.stores.memory import MemoryStore, MemoryTable
 from overlaynet.testing.fakes import FakeDrivers, fake_underlay
 
@@ -139,6 +141,22 @@ def test_a_refused_table_leaves_nothing() -> None:
         engine.close()
 
 
+def test_strange_files_that_come_and_go_leave_nothing_in_the_file_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)  # pytest keeps what is logged
+    directory = Directory(str(tmp_path))
+
+    def change(number: int) -> None:
+        strange = tmp_path / f"no record {number}"
+        strange.touch()
+        directory.listing(threading.Event(), "")
+        strange.unlink()
+        directory.listing(threading.Event(), "")
+
+    assert_nothing_is_left(change, 500)
+
+
 @pytest.mark.anyio
 async def test_peers_that_come_and_go_leave_nothing_in_the_daemon(tmp_path: Path) -> None:
     shared = MemoryTable()
@@ -150,10 +168,11 @@ async def test_peers_that_come_and_go_leave_nothing_in_the_daemon(tmp_path: Path
     async def find_underlay(network: network.Network) -> tuple[Underlay, str]:
         return fake_underlay("172.16.130.140"), "a"
 
-    async def change(times: int) -> None:
-        for number in range(times):
+    async def change(numbers: range) -> None:
+        for number in numbers:
             previous = Subnets(IPv4Network(f"10.244.{200 + number % 4}.0/24"))
-            request = LeaseRequest("b", "run", public_ipv4=IPv4Address("172.16.130.164"), previous=previous)
+            # Each time another process: its record is one that was never met before.
+            request = LeaseRequest("b", f"run {number}", public_ipv4=IPv4Address("172.16.130.164"), previous=previous)
             lease = await store.acquire(overlay, request)
             await known([lease.subnets])
             await store.release(lease)
@@ -170,9 +189,9 @@ async def test_peers_that_come_and_go_leave_nothing_in_the_daemon(tmp_path: Path
         daemon = Daemon(settings, MemoryStore(table=shared), plugins, find_underlay)
         task = asyncio.create_task(daemon.run())
         times = 1000
-        await change(times // 2)
+        await change(range(times // 2))
         before = InUse.now()
-        await change(times)
+        await change(range(times, 2 * times))
         after = InUse.now()
         daemon.stop()
         await task
