@@ -247,7 +247,7 @@ MUTATIONS = [
         "a record that cannot be read is an error",
         "law 6",
         "listings.py",
-        "        return Malformed(record.key, str(error), record.version)",
+        "        return _Parsed(record.version, Malformed(record.key, str(error), record.version))",
         "        raise",
         "unit/test_leases.py::test_a_record_that_cannot_be_read_is_reported_and_stays_taken",
     ),
