@@ -80,9 +80,8 @@ def test_a_node_that_moves_keeps_its_subnet_and_peers_follow(
     assert b.daemon.wait_for("peer changed", SECONDS)["address"] == str(A_IS_MOVED_TO.ip)
     wait_for_ping(first, second)
     wait_for_ping(second, first)
-    after = a.status()
-    assert after["subnets"] == subnets
-    assert after["public_ipv4"] == str(A_IS_MOVED_TO.ip)
+    wait_until(lambda: a.status()["public_ipv4"] == str(A_IS_MOVED_TO.ip), SECONDS, "the answer to what was published")
+    assert a.status()["subnets"] == subnets
     c.start_overlaynet(store, ["--backend", backend])
     c.connect_containers()
     wait_until(lambda: a.status()["peers"] == 2, SECONDS, "the node that moved to hear of another one")
