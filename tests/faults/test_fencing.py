@@ -135,6 +135,12 @@ def test_a_node_whose_lease_has_ended_is_silent_before_its_subnet_is_another_nod
             os.kill(old_owner.pid, signal.SIGCONT)
             wait_until(lambda: "expired" in str(a.status()["problems"]), PATIENCE, "the daemon to know")
             wait_until(lambda: not a.status()["peers"], PATIENCE, "the daemon to act on it")
+            ways = a.namespace.ip_json  # with `host-gw`, peers are gone from the status before their routes are
+            wait_until(
+                lambda: str(b.address.ip) not in {way.get("gateway") for way in ways("route", "show")},
+                PATIENCE,
+                "the route to be gone",
+            )
             of_a = captures.enter_context(from_host(lab, a))
         wait_until(lambda: reaches(in_c, in_b), PATIENCE, "the new owner to be answered")
         of_c.wait_for(lambda packet: True, what="packet of the new owner")
