@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 SECONDS, PATIENCE = 12.0, 75.0
 """How long the writers go on: at least, and at most, for a busy machine lets them write less."""
-ENOUGH = 80
+ENOUGH = 120
 """Writes that are told."""
 WRITERS = 4
 KEYS = [f"subnets/10.244.{i}.0-24" for i in range(3)]
@@ -198,7 +198,7 @@ async def test_killed_writers_tear_nothing_block_nobody_and_hold_nothing_twice(t
     events = [json.loads(line) for line in lines]
     kinds = Counter(kind for kind, *_ in events)
     assert kinds["killed"] > 50, kinds
-    assert kinds["told"] > 50, kinds
+    assert kinds["told"] > 100, kinds
     assert not [event for event in events if event[0] in ("torn", "failed")]
     assert all(code == -signal.SIGKILL for kind, code, *_ in events if kind == "killed")
 
