@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from overlaynet._threads import start_thread
 from overlaynet.stores import _etcd_errors as errors
 from overlaynet.stores import _etcd_replies as replies
 from overlaynet.stores._etcd_client import HEADERS, SOCKET_OPTIONS, EtcdClient
@@ -44,6 +45,7 @@ class Connection:
         """Send one request and return its parsed answer.
 
         :raises EndpointError: then the next request opens the socket anew. :raises Refused: if etcd does not want to.
+        :raises NoThread: if the kernel gives none to watch over the time; nothing was sent.
         """
         with self._in_time():
             try:
@@ -65,6 +67,7 @@ class Connection:
         :param silent: called after the first one, whenever nothing was heard for some seconds; what it raises ends the
             stream.
         :raises EndpointError: when the stream breaks or ends. :raises Refused: if etcd ends it with an error of ours.
+        :raises NoThread: as for :meth:`call`.
         """
         with self._in_time():
             response = self._post(path, body, token)
@@ -105,7 +108,7 @@ class Connection:
         self._too_slow = False
         timer = threading.Timer(self._client.timeouts.whole, self._give_up)
         timer.daemon = True
-        timer.start()
+        start_thread(timer)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from overlaynet.errors import StoreError, StoreUnavailable
+from overlaynet.errors import NoThread, StoreError, StoreUnavailable
 from overlaynet.stores._etcd_newest import Newest
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
@@ -563,6 +563,19 @@ async def test_a_watch_without_permission_ends(gateway: Gateway, open_table: Ope
     with pytest.raises(StoreError, match=f"etcd at {gateway.url} refused: permission denied; grant"):
         async with aclosing(open_table().watch("")) as listings:
             await until(listings, bool)
+
+
+async def test_a_watch_for_whose_time_no_thread_is_to_be_had_says_so(
+    gateway: Gateway, open_table: OpenTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    async with aclosing(open_table().watch("")) as listings:
+        with pytest.raises(NoThread, match=r"no thread \(can't start new thread\); raise the limit of tasks"):
+            await anext(listings)
+    assert gateway.requests == []
 
 
 # Handing over
