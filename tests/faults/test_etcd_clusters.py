@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
 from overlaynet.testing.etcd import EtcdCluster, EtcdServer
+from overlaynet.testing.tables import until
 
 pytestmark = pytest.mark.anyio
 
@@ -67,16 +68,6 @@ async def make_store() -> AsyncIterator[MakeStore]:
     yield make_store
     for store in made:
         await store.aclose()
-
-
-async def until(
-    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
-) -> Mapping[str, Record]:
-    async with asyncio.timeout(PATIENCE):
-        async for listing in listings:
-            if condition(listing):
-                return listing
-    raise AssertionError("the watch ended")
 
 
 async def served(request: Callable[[], Awaitable[T]]) -> T:

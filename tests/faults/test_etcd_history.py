@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,9 +16,9 @@ from overlaynet.errors import LeaseLost, OverlaynetError
 from overlaynet.model import LeaseRequest, Subnets
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
-from overlaynet.table import Record
 from overlaynet.testing.etcd import EtcdServer
 from overlaynet.testing.relay import Relay
+from overlaynet.testing.tables import until
 
 pytestmark = pytest.mark.anyio
 
@@ -64,16 +64,6 @@ async def make_store() -> AsyncIterator[MakeStore]:
 
 def request(node: str, previous: Subnets | None = None) -> LeaseRequest:
     return LeaseRequest(node=node, run="1", public_ipv4=IPv4Address("192.0.2.1"), previous=previous)
-
-
-async def until(
-    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
-) -> Mapping[str, Record]:
-    async with asyncio.timeout(PATIENCE):
-        async for listing in listings:
-            if condition(listing):
-                return listing
-    raise AssertionError("the watch ended")
 
 
 def overtake(etcd: EtcdServer, revision: int) -> None:

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from ipaddress import IPv4Address, IPv4Network
 
@@ -20,6 +20,7 @@ from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
 from overlaynet.testing.etcd import EtcdCluster, EtcdServer
 from overlaynet.testing.relay import Relay
+from overlaynet.testing.tables import until
 
 pytestmark = pytest.mark.anyio
 
@@ -84,14 +85,6 @@ def prefix(store: EtcdStore) -> str:
 
 def request(node: str) -> LeaseRequest:
     return LeaseRequest(node=node, run="1", public_ipv4=IPv4Address("192.0.2.1"))
-
-
-async def until(listings: AsyncGenerator[Listing, None], condition: Callable[[Listing], bool]) -> Listing:
-    async with asyncio.timeout(PATIENCE):
-        async for listing in listings:
-            if condition(listing):
-                return listing
-    raise AssertionError("the watch ended")
 
 
 async def create(table: Table, key: str, value: bytes = b"") -> Record:

@@ -8,7 +8,7 @@ import os
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,10 +20,11 @@ import pytest
 from overlaynet.errors import OverlaynetError, StoreError, StoreUnavailable
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
-from overlaynet.table import Record, Table
+from overlaynet.table import Table
 from overlaynet.testing.etcd import Certificates, EtcdCluster, EtcdServer, make_certificates
 from overlaynet.testing.lab import SWITCH_ADDRESS, Host, Lab, wait_until
 from overlaynet.testing.relay import Relay
+from overlaynet.testing.tables import until
 
 pytestmark = pytest.mark.anyio
 
@@ -117,16 +118,6 @@ def enable_users(server: EtcdServer) -> None:
     server.post("/v3/auth/user/grant", {"user": "writer", "role": "network"})
     server.post("/v3/auth/user/grant", {"user": "root", "role": "root"})
     server.post("/v3/auth/enable", {})
-
-
-async def until(
-    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
-) -> Mapping[str, Record]:
-    async with asyncio.timeout(PATIENCE):
-        async for listing in listings:
-            if condition(listing):
-                return listing
-    raise AssertionError("the watch ended")
 
 
 async def check_works(table: Table) -> None:

@@ -5,7 +5,7 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +18,7 @@ from overlaynet.stores._etcd_newest import Newest
 from overlaynet.stores._etcd_settings import Timeouts
 from overlaynet.stores.etcd import EtcdOptions, EtcdStore
 from overlaynet.table import Record, Table
+from overlaynet.testing.tables import until
 
 pytestmark = pytest.mark.anyio
 
@@ -163,16 +164,6 @@ def watched(*events: object, revision: int = 100, **members: object) -> dict[str
 
 
 CREATED = watched(created=True)
-
-
-async def until(
-    listings: AsyncGenerator[Mapping[str, Record], None], condition: Callable[[Mapping[str, Record]], bool]
-) -> Mapping[str, Record]:
-    async with asyncio.timeout(PATIENCE):
-        async for listing in listings:
-            if condition(listing):
-                return listing
-    raise AssertionError("the watch ended")
 
 
 # Writes whose outcome is unknown
