@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from overlaynet import __version__, config, privileges
+from overlaynet import __version__, allocator, config, privileges
 from overlaynet.cli._signals import stopped_by_signals
 from overlaynet.cli._store import load_plugins, open_store, resolve
 from overlaynet.commands import Command
@@ -52,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for warning in resolved.warnings:
         log.warning(warning)
+    # While there is one thread only, both.
+    allocator.keep_compact()
     if resolved.settings.privileges == "drop":
-        # While there is one thread only: those that it starts inherit what it has.
         kept = privileges.keep_only()
         log.debug("privileges dropped", extra=fields(kept=[Capability(number).name for number in sorted(kept)]))
     asyncio.run(_live(resolved.settings))

@@ -621,6 +621,14 @@ MUTATIONS = [
         "unit/test_memory.py::test_swaps_of_the_native_engines_table_leave_nothing",
     ),
     mutation(
+        "blocks that were freed once make large ones be taken out of the heap",
+        "A long time",
+        "allocator.py",
+        "        if variable not in environment:\n",
+        "        if variable not in environment and parameter != _M_MMAP_THRESHOLD:\n",
+        "unit/test_memory.py::test_threads_share_an_arena_and_large_blocks_are_the_kernels_unless_the_environment_has_its_say",
+    ),
+    mutation(
         "a signal after the end kills",
         "A stop is asked for again at the very end",
         "cli/_signals.py",

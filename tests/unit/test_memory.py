@@ -1,15 +1,18 @@
 """What comes and goes leaves no memory behind: blocks that are in use are counted, which takes neither load nor time.
 
-What the process as a whole has from the kernel (its resident memory) says less: the allocators keep what was freed, and that
-of each thread apart.
+What the process as a whole has from the kernel (its resident memory) says less: the allocators keep what was freed. How much
+that is in the daemon is a matter of :mod:`overlaynet.allocator`, and of the soak.
 """
 
 import asyncio
 import ctypes
 import gc
 import logging
+import re
 import socket
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import aclosing
@@ -196,3 +199,47 @@ async def test_peers_that_come_and_go_leave_nothing_in_the_daemon(tmp_path: Path
         daemon.stop()
         await task
     after.assert_nothing_was_left_since(before, times)
+
+
+ALLOCATIONS = """
+    import ctypes, sys, threading
+    from overlaynet.allocator import LARGE, keep_compact
+
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+    keep_compact(dict.fromkeys(sys.argv[3:], "set"))
+    together = threading.Barrier(4)
+
+    def work():
+        libc.malloc(ctypes.c_size_t(100))
+        together.wait(10)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(8 * LARGE))))
+    for file in sys.argv[1:3]:
+        told = ctypes.c_void_p(libc.fopen(file.encode(), b"w"))
+        libc.malloc_info(0, told)
+        libc.fclose(told)
+        libc.malloc(ctypes.c_size_t(LARGE))
+"""
+
+
+@pytest.mark.parametrize("left_alone", [False, True])
+def test_threads_share_an_arena_and_large_blocks_are_the_kernels_unless_the_environment_has_its_say(
+    tmp_path: Path, left_alone: bool
+) -> None:
+    variables = ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_"] if left_alone else []
+    told = tmp_path / "before", tmp_path / "after"
+    command = [sys.executable, "-c", textwrap.dedent(ALLOCATIONS), *map(str, told), *variables]
+    subprocess.run(command, check=True, timeout=60)
+    before, after = (file.read_text() for file in told)
+    arenas = before.count("<heap nr=")
+    mapped = [int(re.findall('<total type="mmap" count="([0-9]+)"', text)[0]) for text in (before, after)]
+    if left_alone:
+        assert (arenas > 1, mapped[1] - mapped[0]) == (True, 0)
+    else:
+        assert (arenas, mapped[1] - mapped[0]) == (1, 1)
