@@ -18,7 +18,7 @@ def keep_compact(environment: Mapping[str, str] = os.environ) -> None:
 
     Call it before there is another thread. The GNU C library deals arenas out to threads, and once a large block was freed,
     takes blocks of that size out of an arena, too. Both are for speed, and leave gaps: a daemon that asks each question of
-    the kernel in a new thread, and makes a packet engine with its buffers whenever its device was deleted, grows for hours
+    the kernel in a new thread, and makes a packet engine with its buffers whenever its device was deleted, goes on growing
     then, though it uses no more than before. So all threads have one arena (those of Python wait for each other anyway),
     and large blocks are the kernel's to give and to take back.
 
