@@ -10,8 +10,8 @@ sampled each second. After a quarter of the time, which caches and buffers have 
 - Memory: the median of the last quarter is at most 1 MiB above that of the second. It is not exact: what refers to itself waits
   for Python's garbage collector, which comes when there is a quarter more of everything. In ten minutes, a leak of 4 KiB with
   each change of a peer, or of a byte in thirty packets, is more. Smaller ones are looked for by tests/unit/test_memory.py,
-  which counts what is in use. In half an hour, gaps between what is in use were more, too: overlaynet.allocator sees to it that there
-  are few, and that all threads allocate out of one heap.
+  which counts what is in use. In half an hour, gaps between what is in use were more, too: overlaynet.allocator sees to it that
+  there are few, and that all threads allocate out of one heap.
 """
 
 import asyncio
