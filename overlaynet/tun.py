@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
+import socket
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 
 from overlaynet.errors import BackendError
 from overlaynet.logs import fields
@@ -20,6 +23,7 @@ _TUNSETIFF = 0x400454CA
 _TUNGETFEATURES = 0x800454CF
 _TUNGETIFF = 0x800454D2
 _IFF_TUN = 0x0001
+_IFF_NAPI = 0x0010
 _IFF_MULTI_QUEUE = 0x0100
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
@@ -27,12 +31,16 @@ _IFF_TUN_EXCL = 0x8000
 _REQUEST = struct.Struct("16sH22x")
 """``struct ifreq``: a name and flags."""
 
+GRO_FLUSH_TIMEOUT = 50_000
+"""Nanoseconds for which a device with GRO keeps a packet, at most, to join the next ones to it."""
+INTERFACES = Path("/sys/class/net")
+
 
 class DeviceNameTaken(Exception):
     """There is an interface of this name already."""
 
 
-def open_queues(name: str, count: int, *, offload_header: bool = False) -> list[int]:
+def open_queues(name: str, count: int, *, offload_header: bool = False, gro: bool = False) -> list[int]:
     """Create the TUN device ``name`` with ``count`` queues; return a descriptor for each, as of :func:`open_tun`.
 
     If the kernel gives fewer queues (but one at least), that is logged, and the device does with them. Of a device with
@@ -42,7 +50,7 @@ def open_queues(name: str, count: int, *, offload_header: bool = False) -> list[
     :raises BackendError: likewise; or if somebody deleted or renamed the device before it was complete.
     """
     with contextlib.ExitStack() as undo:
-        descriptors = [open_tun(name, offload_header=offload_header, several_queues=count > 1)]
+        descriptors = [open_tun(name, offload_header=offload_header, several_queues=count > 1, gro=gro)]
         undo.callback(os.close, descriptors[0])
         while len(descriptors) < count:
             try:
@@ -66,7 +74,7 @@ def are_of(name: str, descriptors: Iterable[int]) -> bool:
     return {_name_of(descriptor) for descriptor in descriptors} == {name}
 
 
-def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = False) -> int:
+def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = False, gro: bool = False) -> int:
     """Create the TUN device ``name`` and return its descriptor: non-blocking, closed on exec.
 
     Each read returns, and each write takes, one whole IP packet with nothing before it. The device is down, and lives as
@@ -75,6 +83,8 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
     :param offload_header: if the kernel can do so, have each packet behind the 10 bytes of ``struct virtio_net_hdr``
         (Linux, Documentation/networking/tuntap.rst). Whether it does, ``TUNGETIFF`` tells. All offloads are off.
     :param several_queues: if the kernel can do so, allow further queues (``IFF_MULTI_QUEUE``).
+    :param gro: if the kernel can do so, take what is written the way of its generic receive offload (``IFF_NAPI``), which
+        joins nothing before :func:`start_gro`.
     :raises DeviceNameTaken: if an interface of this name exists, whatever it is.
     :raises BackendError: if this process cannot have a TUN device.
     """
@@ -84,7 +94,11 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
         raise BackendError(_explain(error)) from error
     # Exclusive, for without it the kernel would hand over a persistent device that someone else has made.
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
-    wanted = (_IFF_VNET_HDR if offload_header else 0) | (_IFF_MULTI_QUEUE if several_queues else 0)
+    wanted = (
+        (_IFF_VNET_HDR if offload_header else 0)
+        | (_IFF_MULTI_QUEUE if several_queues else 0)
+        | (_IFF_NAPI if gro else 0)
+    )
     try:
         if wanted:
             wanted &= _features(descriptor)
@@ -103,11 +117,31 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
     return descriptor
 
 
+def start_gro(name: str, descriptor: int) -> None:
+    """Have a device join TCP segments that are written to it one after another, so that they are one packet's work to the host.
+
+    The kernel does so by its own rules: segments of one flow that follow on each other and whose checksums are right; who
+    gets what was joined, or routes cut it up again, sees the same stream. A packet waits for the next one for
+    :data:`GRO_FLUSH_TIMEOUT` at most (Linux, Documentation/networking/napi.rst). Idempotent.
+
+    :raises OSError: ``ENOTSUP`` if the device was not made with ``gro``; ``ENODEV`` if ``/sys`` shows another network
+        namespace; and as files there do, which belong to root.
+    """
+    _, flags = _REQUEST.unpack(fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size)))
+    if not flags & _IFF_NAPI:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    interface = INTERFACES / name
+    # Each /sys belongs to the namespace it was mounted in, whatever that of this thread is.
+    if int((interface / "ifindex").read_text()) != socket.if_nametoindex(name):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    (interface / "gro_flush_timeout").write_text(str(GRO_FLUSH_TIMEOUT))
+
+
 def _create(descriptor: int, name: str, flags: int, wanted: int) -> None:
     """Make a device with the ``wanted`` flags, or those of them that the kernel takes: some say that they can, and refuse."""
-    for given_up in (0, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_VNET_HDR | _IFF_MULTI_QUEUE):
-        if given_up & ~wanted:
-            continue
+    asked = [flag for flag in (_IFF_NAPI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE) if flag & wanted]
+    choices = (itertools.combinations(asked, count) for count in range(len(asked) + 1))
+    for given_up in map(sum, itertools.chain.from_iterable(choices)):
         try:
             fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags | wanted & ~given_up))
         except OSError as error:

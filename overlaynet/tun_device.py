@@ -13,7 +13,8 @@ from overlaynet.errors import BackendError, DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
 from overlaynet.netlink import Netlink
-from overlaynet.tun import DeviceNameTaken, are_of, open_queues
+from overlaynet.offload import Offload
+from overlaynet.tun import DeviceNameTaken, are_of, open_queues, start_gro
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,12 @@ class TunDevice:
     away, with its addresses and routes.
     """
 
-    def __init__(self, name: str, descriptors: list[int], index: int) -> None:
+    def __init__(self, name: str, descriptors: list[int], index: int, gro: Offload) -> None:
         self.name = name
         self.descriptors = descriptors
         """One for each of its queues; all are non-blocking."""
+        self.gro = gro
+        """Whether the kernel joins TCP segments that are written (see :func:`.start_gro`), and why not."""
         self._index = index
         """The interface's index: a later device of the same name has another."""
         self._configured: tuple[int, Subnets] | None = None
@@ -42,7 +45,9 @@ class TunDevice:
         self._parameters = Parameters()
 
     @classmethod
-    async def make(cls, name: str, *, backend: str, queues: int = 1, offload_header: bool = False) -> TunDevice:
+    async def make(
+        cls, name: str, *, backend: str, queues: int = 1, offload_header: bool = False, gro: bool = False
+    ) -> TunDevice:
         """Make the device, which stays down. If this is cancelled, there is none.
 
         :param backend: the name of the backend, which the device's alias tells everybody.
@@ -50,19 +55,21 @@ class TunDevice:
             :meth:`write` use the first.
         :param offload_header: if the kernel can do so, have each packet behind a header (see :func:`.open_tun`); leave that
             to those who do without :meth:`read` and :meth:`write`.
+        :param gro: if the kernel can do so, have it join TCP segments that are written one after another, so that they are
+            one packet's work to the host; whether it does, :attr:`gro` tells.
         :raises BackendError: naming what has the name, or why this process cannot have a TUN device.
         """
         try:
-            descriptors = open_queues(name, queues, offload_header=offload_header)
+            descriptors = open_queues(name, queues, offload_header=offload_header, gro=gro)
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
         try:
-            index = await ask(lambda kernel: _mark(kernel, name, descriptors, ALIAS.format(backend)))
+            index, offload = await ask(lambda kernel: _complete(kernel, name, descriptors, ALIAS.format(backend), gro))
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
-        return cls(name, descriptors, index)
+        return cls(name, descriptors, index, offload)
 
     async def configure(self, mtu: int, own: Subnets) -> None:
         """Make the device what it should be, and set it up. Idempotent.
@@ -161,14 +168,20 @@ def _wanted_parameters(own: Subnets) -> Iterator[tuple[int, str, str]]:
         yield 6, "disable_ipv6", "0"  # container runtimes switch IPv6 off for all new devices
 
 
-def _mark(kernel: Netlink, name: str, descriptors: Sequence[int], alias: str) -> int:
-    """Make the device recognisable as ours; return its index."""
+def _complete(kernel: Netlink, name: str, descriptors: Sequence[int], alias: str, gro: bool) -> tuple[int, Offload]:
+    """Make the device recognisable as ours, and start its GRO; return its index, and what became of that."""
     link = kernel.link(name)
     # Asked after that: the name may have come to mean another device, which is not ours to touch.
     if link is None or not are_of(name, descriptors):
         raise BackendError(f"the device {name} was deleted or renamed as soon as it was made; try again")
     kernel.configure_link(name, index=link.index, alias=alias)
-    return link.index
+    offload = Offload(on=gro)
+    if gro:
+        try:
+            start_gro(name, descriptors[0])
+        except OSError as error:
+            offload = Offload(on=False, reason=error.errno or 0)
+    return link.index, offload
 
 
 async def _who_has_the_name(name: str) -> str:

@@ -17,6 +17,7 @@ from unittest import mock
 
 from overlaynet.errors import BackendError
 from overlaynet.model import IPAddress, Subnets
+from overlaynet.offload import Offload
 from overlaynet.testing.packets import checksum
 from overlaynet.tun_device import TunDevice
 
@@ -30,7 +31,7 @@ class PretendedTun(TunDevice):
         near, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self.kernel.setblocking(False)
-        super().__init__(name, [near.detach()], index)
+        super().__init__(name, [near.detach()], index, Offload(on=False))
         self.mtu = 0
         self.addresses: tuple[IPAddress, ...] = ()
         self._forget = forget

@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -93,9 +94,25 @@ int ioctl(int descriptor, unsigned long request, ...)
     if (request == TUNSETOFFLOAD &&
         (((uintptr_t)argument & USO && refused(REFUSE_DEVICE_UDP)) || refused(REFUSE_DEVICE_OFFLOADS)))
         return -1;
-    if (request == TUNSETIFF && ((struct ifreq *)argument)->ifr_flags & IFF_VNET_HDR && refused(REFUSE_DEVICE_HEADER))
-        return -1;
+    if (request == TUNSETIFF) {
+        short flags = ((struct ifreq *)argument)->ifr_flags;
+        if ((flags & IFF_VNET_HDR && refused(REFUSE_DEVICE_HEADER)) || (flags & IFF_NAPI && refused(REFUSE_DEVICE_GRO)))
+            return -1;
+    }
     return real(descriptor, request, argument);
+}
+
+/* What Python opens files with. */
+int open64(const char *path, int flags, ...)
+{
+    va_list arguments;
+    va_start(arguments, flags);
+    int mode = va_arg(arguments, int);
+    va_end(arguments);
+    REAL(open64);
+    const char *name = strrchr(path, '/');
+    bool timeout = name != NULL && strcmp(name, "/gro_flush_timeout") == 0;
+    return timeout && refused(REFUSE_GRO_TIMEOUT) ? -1 : real(path, flags, mode);
 }
 
 int setsockopt(int descriptor, int level, int option, const void *value, socklen_t size)

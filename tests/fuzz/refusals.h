@@ -15,6 +15,8 @@ enum refusable {
     REFUSE_WRITE,           /* anything behind the device's header */
     REFUSE_READ,            /* a packet out of a device, behind its header */
     REFUSE_THREAD,          /* pthread_create */
+    REFUSE_DEVICE_GRO,      /* TUNSETIFF with IFF_NAPI */
+    REFUSE_GRO_TIMEOUT,     /* opening a device's gro_flush_timeout */
     REFUSALS
 };
 

@@ -30,6 +30,8 @@ class Call(enum.IntEnum):
     WRITE = 9
     READ = 10
     THREAD = 11
+    DEVICE_GRO = 12
+    GRO_TIMEOUT = 13
 
 
 class Refusals:

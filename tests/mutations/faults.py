@@ -703,10 +703,27 @@ MUTATIONS = [
     mutation(
         "an offload that a later engine is not offered is not told",
         "The kernel refuses an offload",
-        "backends/udp/offloads.py",
+        "backends/udp/offload_log.py",
         'withdrawn = state.startswith("off: ") and name in self._before',
         "withdrawn = False",
         "unit/test_udp_offload_log.py::test_failing_and_working_again_are_each_said_once",
+    ),
+    mutation(
+        "a device that says it joins what is written joins nothing",
+        "The kernel refuses an offload",
+        "tun.py",
+        '    (interface / "gro_flush_timeout").write_text(str(GRO_FLUSH_TIMEOUT))\n',
+        "",
+        "net/test_udp_gro.py::test_segments_that_follow_on_each_other_reach_the_container_as_fewer_packets",
+        "net/test_refusals.py::test_the_kernel_does_not_offer_it",
+    ),
+    mutation(
+        "the GRO of another namespace's device is switched on",
+        "The kernel refuses an offload",
+        "tun.py",
+        'if int((interface / "ifindex").read_text()) != socket.if_nametoindex(name):',
+        "if False:",
+        "net/test_udp_gro.py::test_where_the_file_system_shows_another_namespace_it_is_off",
     ),
     mutation(
         "what a peer does not take together is sent to it together again at once",

@@ -29,7 +29,7 @@ from overlaynet.cli import main
 backend.LOOK_INTERVAL = 0.1
 sys.exit(main())
 """
-OFFLOADS = {"native": {"tun_tcp", "tun_udp", "udp_segment", "udp_gro"}, "python": {"udp_segment", "udp_gro"}}
+OFFLOADS = {"native": {"tun_tcp", "tun_udp", "udp_segment", "udp_gro"}, "python": {"tun_gro", "udp_segment", "udp_gro"}}
 PATIENCE = 30.0
 _starts = itertools.count(1)
 OUT, IN = 0, 1
@@ -296,6 +296,8 @@ def test_packets_that_the_kernel_cannot_describe_are_dropped_and_the_device_stay
         ("native", Call.DEVICE_HEADER, errno.EINVAL, {"tun_tcp": "off: ENOTSUP", "tun_udp": "off: ENOTSUP"}),
         *((engine, Call.SOCKET_SEGMENT, errno.ENOPROTOOPT, {"udp_segment": "off: ENOPROTOOPT"}) for engine in BOTH),
         *((engine, Call.SOCKET_GRO, errno.ENOPROTOOPT, {"udp_gro": "off: ENOPROTOOPT"}) for engine in BOTH),
+        ("python", Call.DEVICE_GRO, errno.EINVAL, {"tun_gro": "off: ENOTSUP"}),
+        ("python", Call.GRO_TIMEOUT, errno.EROFS, {"tun_gro": "off: EROFS"}),
     ],
     indirect=["running"],
     scope="module",

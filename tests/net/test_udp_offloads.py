@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -23,6 +24,8 @@ from overlaynet.testing.namespaces import NetworkNamespace
 from tests.net.traffic import PATIENCE, errors, send_segmented, taken_out, transfer
 
 T = TypeVar("T")
+CLONE_NEWNS, MS_SLAVE, MS_REC = 0x20000, 1 << 19, 1 << 14
+"""Of linux/sched.h and linux/mount.h."""
 NETWORK = parse('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48"}')
 UNDERLAYS = (IPv4Address("172.16.130.140"), IPv4Address("172.16.130.164"))
 SUBNETS = (
@@ -46,6 +49,22 @@ def loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         made.close()
 
 
+def _mount_sysfs() -> None:
+    """Give the calling thread, and those that it starts, a /sys of their network namespace, as ``ip netns exec`` does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.unshare(CLONE_NEWNS) != 0
+        or libc.mount(b"none", b"/", None, MS_SLAVE | MS_REC, None) != 0
+        or libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None) != 0
+    ):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _start_loop(stack: contextlib.ExitStack) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    _mount_sysfs()
+    return stack.enter_context(loop())
+
+
 def _close(run: Callable[[Coroutine[Any, Any, Any]], Any], backend: UdpBackend) -> None:
     run(backend.aclose())
 
@@ -67,7 +86,7 @@ def tunnel(
         running: list[asyncio.Task[None]] = []
         for number, host in enumerate(hosts):
             host.ip(f"address add {UNDERLAYS[number]}/24 dev eth0", "link set eth0 up", "link set lo up")
-            run = host.run(lambda: stack.enter_context(loop()))
+            run = host.run(_start_loop, stack)
 
             async def start(number: int = number) -> UdpBackend:
                 address = UNDERLAYS[number]

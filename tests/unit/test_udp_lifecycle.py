@@ -103,7 +103,7 @@ class World:
             self.port: int = free.getsockname()[1]
         self.underlay = Underlay("eth0", 1500, ipv4=LOOPBACK)
 
-    def open_queues(self, name: str, count: int, *, offload_header: bool = False) -> list[int]:
+    def open_queues(self, name: str, count: int, *, offload_header: bool = False, gro: bool = False) -> list[int]:
         """One queue, as from a kernel that gives no more."""
         if self.name_is_taken:
             raise tun.DeviceNameTaken(name)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from overlaynet.backends.udp.offloads import OffloadLog
+from overlaynet.backends.udp.offload_log import OffloadLog
 
 
 def said(caplog: pytest.LogCaptureFixture, *states: str) -> list[str]:

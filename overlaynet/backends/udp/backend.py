@@ -14,7 +14,7 @@ import attrs
 from overlaynet.backends.udp.choice import EngineChoice, choose
 from overlaynet.backends.udp.engine import NOTHING, Counters, Engine, EnginePeer, HeaderRefused, PeerTable, Queue
 from overlaynet.backends.udp.engine_thread import EngineThread
-from overlaynet.backends.udp.offloads import OffloadLog
+from overlaynet.backends.udp.offload_log import OffloadLog
 from overlaynet.backends.udp.wire import Losses, open_sockets
 from overlaynet.devices import check_name
 from overlaynet.drivers import Backend
@@ -120,7 +120,9 @@ class UdpBackend(Backend):
         engine = await self._mend(self._own, self._mtu)
         log.info(
             "packet engine started",
-            extra=fields(engine=engine.name, threads=engine.threads, offloads=dict(engine.counters().offloads) or None),
+            extra=fields(
+                engine=engine.name, threads=engine.threads, offloads=self._offloads(engine.counters()) or None
+            ),
         )
         return Device(self.options.name, self._mtu)
 
@@ -179,7 +181,7 @@ class UdpBackend(Backend):
         while not self._ended.is_set():
             self._count_losses()
             if self._engine is not None:
-                offloads.look(self._engine.engine.counters().offloads)
+                offloads.look(self._offloads(self._engine.engine.counters()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_INTERVAL):
                     await self._ended.wait()
@@ -228,7 +230,7 @@ class UdpBackend(Backend):
             "peers": peers,
             "drops": drops,
             "unreachables_sent": counters.unreachables_sent,
-            "offloads": dict(counters.offloads),
+            "offloads": self._offloads(counters),
         }
 
     async def aclose(self) -> None:
@@ -274,7 +276,11 @@ class UdpBackend(Backend):
     async def _make_device(self, choice: EngineChoice, wires: Mapping[IPAddress, list[socket.socket]]) -> TunDevice:
         queues = _fewest(wires)
         return await TunDevice.make(
-            self.options.name, backend="udp", queues=queues, offload_header=choice.offload_header
+            self.options.name,
+            backend="udp",
+            queues=queues,
+            offload_header=choice.offload_header,
+            gro=bool(choice.gro),
         )
 
     async def _configure(self, own: Subnets, mtu: int) -> None:
@@ -348,6 +354,13 @@ class UdpBackend(Backend):
             return self._earlier
         counters = self._engine.engine.counters()
         return counters if self._earlier is None else counters.after(self._earlier)
+
+    def _offloads(self, counters: Counters) -> dict[str, str]:
+        """How each offload does: the engine's, and the device's own, if the engine leaves it to that to join packets."""
+        offloads = {}
+        if self._device is not None and self._choice is not None and self._choice.gro is not None:
+            offloads["tun_gro"] = str(self._device.gro)
+        return {**offloads, **counters.offloads}
 
     def _make_queues(self, device: TunDevice) -> list[Queue]:
         """Pairs of a queue of the device and sockets; what has no partner is given up, or packets would wait in it for ever."""

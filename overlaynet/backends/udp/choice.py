@@ -28,6 +28,8 @@ class EngineChoice:
     """How many queues, each with a thread, an engine is to have."""
     offload_header: bool
     """Whether the engine can do with the header of ``IFF_VNET_HDR`` before each packet of the device."""
+    gro: bool | None = None
+    """Whether the device is to join what is written to it; ``None`` for an engine that does so itself."""
 
 
 def threads_for(cpus: int) -> int:
@@ -51,7 +53,7 @@ def choose(engine: str, offload: str, threads: str) -> EngineChoice:
         ((tun, sockets),) = queues
         return PythonEngine(tun, sockets, mtu, table, offload=with_offload)
 
-    python = EngineChoice(make_python, threads=1, offload_header=False)
+    python = EngineChoice(make_python, threads=1, offload_header=False, gro=with_offload)
     if engine == "python":
         return _with_one_thread(python, threads)
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import abc
 import enum
-import errno
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
@@ -105,7 +104,7 @@ class Counters:
     """ICMP errors written back into the device; part of the packets dropped as ``NO_ROUTE`` get none."""
     offloads: Mapping[str, str] = attrs.field(factory=dict)
     """What the engine makes use of to cross into the kernel less often: for each by name ``on``, ``off`` or ``failing``,
-    with the reason, such as ``failing: EIO (7 times)``. Empty for an engine without any."""
+    with the reason (see :class:`.Offload`). Empty for an engine without any."""
 
     def after(self, earlier: Counters) -> Counters:
         """These counts on top of those of an engine that this one took over from; peers and offloads are this one's."""
@@ -115,30 +114,6 @@ class Counters:
             unreachables_sent=self.unreachables_sent + earlier.unreachables_sent,
             offloads=self.offloads,
         )
-
-
-@attrs.define
-class Offload:
-    """How a way to cross into the kernel less often does. It prints as in :attr:`Counters.offloads`."""
-
-    on: bool
-    """Whether it is used, when it is not failing."""
-    failing: bool = False
-    reason: int = 0
-    """The number of the error for which it is off or failing."""
-    failures: int = 0
-
-    def failed(self, reason: int) -> None:
-        """Note a failure with this error number."""
-        self.failing, self.reason, self.failures = True, reason, self.failures + 1
-
-    def __str__(self) -> str:
-        name = errno.errorcode.get(self.reason, str(self.reason))
-        if not self.on:
-            return f"off: {name}" if self.reason else "off"
-        if self.failing:
-            return f"failing: {name} ({self.failures} times)"
-        return f"on (failed {self.failures} times)" if self.failures else "on"
 
 
 class HeaderRefused(Exception):

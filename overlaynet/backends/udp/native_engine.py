@@ -21,7 +21,6 @@ from overlaynet.backends.udp.engine import (
     Engine,
     EnginePeer,
     HeaderRefused,
-    Offload,
     PeerCounters,
     PeerTable,
     Queue,
@@ -29,6 +28,7 @@ from overlaynet.backends.udp.engine import (
 from overlaynet.errors import DeviceGone
 from overlaynet.logs import fields
 from overlaynet.model import Subnets
+from overlaynet.offload import Offload
 
 log = logging.getLogger(__name__)
 

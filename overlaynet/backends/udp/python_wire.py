@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 
-from overlaynet.backends.udp.engine import Offload
+from overlaynet.offload import Offload
 
 MOST_SEGMENTS = 64
 """Packets in one send: UDP_MAX_SEGMENTS of all kernels."""
