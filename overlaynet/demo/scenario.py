@@ -165,7 +165,7 @@ class Scenario:
 
     def last_log_lines(self, lines: int = 5) -> dict[str, list[str]]:
         """The end of each daemon's log, by host."""
-        return {host.label: host.daemon.log_lines()[-lines:] for host in self.lab.hosts if host.daemon is not None}
+        return {host.label: host.daemon.log_lines()[-lines:] for host in self.lab.hosts if host.daemons}
 
     def commands(self, program: str) -> list[tuple[str, str]]:
         """What to try while it stays up: what it shows, and the command; ``program`` is how to call overlaynet."""
@@ -180,7 +180,7 @@ class Scenario:
             ("the datagrams between the hosts", f"ip netns exec {host.namespace.name} tcpdump -ni eth0 udp port 8285"),
             ("who holds which subnet", f"{inside}{program} leases {store}"),
             (f"{host.label}'s daemon", f"{program} status --status-socket {host.status_socket}"),
-            ("what it says", f"tail -f {host.daemon.log_file}" if host.daemon is not None else ""),
+            ("what it says", f"tail -f {host.daemon.log_file}" if host.daemons else ""),
         ]
 
     def close(self) -> None:

@@ -99,6 +99,16 @@ class Container:
         """The IPv6 address alone. :raises OverlaynetError: if it has none (yet)."""
         return _plugged_in(self.address6, self).ip
 
+    def reaches(self, other: Container, *arguments: str, version: int = 4) -> bool:
+        """True if the other container answers a ``ping`` to its IPv4 or IPv6 address within two seconds.
+
+        :param arguments: more arguments of ``ping``, such as ``-s 1400``.
+        :raises OverlaynetError: if the other has no address of that version (yet).
+        """
+        address = other.ip if version == 4 else other.ip6
+        command = ["ping", "-n", "-c", "1", "-W", "2", *arguments, str(address)]
+        return self.namespace.execute(command, check=False).returncode == 0
+
 
 class Host:
     """A host: a namespace whose ``eth0`` is plugged into the lab's switch, with IP forwarding on."""
@@ -123,8 +133,8 @@ class Host:
         """What its daemon writes for container runtimes."""
         self.status_socket = self.directory / "status.sock"
         """Where its daemon is asked for its status."""
-        self.daemon: DaemonProcess | None = None
-        """The daemon that was started last."""
+        self.daemons: list[DaemonProcess] = []
+        """Those that were started on it, whether or not they still run."""
         self._starts = 0
         self._connected_as: tuple[str | None, ...] | None = None
         self.namespace = NetworkNamespace(f"{lab.name}-{self.label}")
@@ -133,6 +143,18 @@ class Host:
         self.containers = [Container(self, f"container-{letter}", container)]
         """Those on it; one, unless more are added."""
         self.plug_in()
+
+    @property
+    def daemon(self) -> DaemonProcess:
+        """The daemon that was started last. :raises OverlaynetError: if none was."""
+        if not self.daemons:
+            raise OverlaynetError(f"{self.label} has had no daemon yet: call its start_overlaynet()")
+        return self.daemons[-1]
+
+    @property
+    def running(self) -> bool:
+        """True if it has a daemon that runs."""
+        return bool(self.daemons) and self.daemon.running
 
     def plug_in(self) -> None:
         """Make ``eth0`` and plug it into the switch: done at first, and to be done again after somebody has deleted it."""
@@ -170,7 +192,7 @@ class Host:
         :param named: give it this host's label as its identity; else it makes one for itself.
         :raises OverlaynetError: if a daemon of this host runs already, or with ``wait``, if it does not get ready.
         """
-        if self.daemon is not None and self.daemon.running:
+        if self.running:
             raise OverlaynetError(f"overlaynet runs on {self.label} already; stop it first")
         self._starts += 1
         log_file = self.directory / f"overlaynet-{self._starts}.log"
@@ -186,7 +208,7 @@ class Host:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAYNET_")}
         with log_file.open("xb") as log:
             process = self.namespace.popen(command, stdout=log, stderr=log, env=environment)
-        self.daemon = DaemonProcess(self.label, process, log_file, self.subnet_file)
+        self.daemons.append(DaemonProcess(self.label, process, log_file, self.subnet_file))
         if wait:
             self.daemon.wait_until_ready()
         return self.daemon
@@ -378,7 +400,7 @@ class Lab:
 
         :raises TimeoutError: if that is not so within so many seconds.
         """
-        nodes = [host for host in self.hosts if host.daemon is not None and host.daemon.running]
+        nodes = [host for host in self.hosts if host.running]
         for host in nodes:
             wait_until(
                 lambda host=host: host.status().get("peers") == len(nodes) - 1,  # type: ignore[misc]

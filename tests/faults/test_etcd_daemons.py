@@ -55,7 +55,6 @@ def every_packet_arrives(source: Container, destination: Container) -> Iterator[
 
 
 def said(host: Host, message: str) -> list[dict[str, object]]:
-    assert host.daemon is not None
     return [record for record in host.daemon.records if record["message"] == message]
 
 

@@ -64,11 +64,6 @@ def is_leased(etcd: EtcdServer, subnet: IPv4Network) -> bool:
     return "kvs" in etcd.post("/v3/kv/range", {"key": base64.b64encode(key.encode()).decode()})
 
 
-def reaches(source: Container, destination: Container) -> bool:
-    command = ["ping", "-n", "-c", "1", "-W", "1", str(destination.ip)]
-    return source.namespace.execute(command, check=False).returncode == 0
-
-
 @contextlib.contextmanager
 def pinging(source: Container, destination: Container) -> Iterator[None]:
     """Packets all the time, answered or not."""
@@ -117,7 +112,7 @@ def test_a_node_whose_lease_has_ended_is_silent_before_its_subnet_is_another_nod
         host.connect_containers()
     old_owner = a.daemon
     assert old_owner is not None
-    wait_until(lambda: reaches(in_a, in_b), PATIENCE, "a ping to arrive")
+    wait_until(lambda: in_a.reaches(in_b), PATIENCE, "a ping to arrive")
     with pinging(in_a, in_b), contextlib.ExitStack() as captures:
         cut_off_from_etcd(a)
         with from_host(lab, a) as before:
@@ -142,7 +137,7 @@ def test_a_node_whose_lease_has_ended_is_silent_before_its_subnet_is_another_nod
                 "the route to be gone",
             )
             of_a = captures.enter_context(from_host(lab, a))
-        wait_until(lambda: reaches(in_c, in_b), PATIENCE, "the new owner to be answered")
+        wait_until(lambda: in_c.reaches(in_b), PATIENCE, "the new owner to be answered")
         of_c.wait_for(lambda packet: True, what="packet of the new owner")
         wait_for_tries(a)
         assert old_owner.running
@@ -169,7 +164,7 @@ def test_a_node_whose_lease_has_ended_gives_way_to_the_one_that_its_subnet_is_re
         host.connect_containers()
     old_owner = a.daemon
     assert old_owner is not None
-    wait_until(lambda: reaches(in_a, in_b), PATIENCE, "a ping to arrive")
+    wait_until(lambda: in_a.reaches(in_b), PATIENCE, "a ping to arrive")
     reserve = ("reserve", str(SUBNET_OF_A), "--node", c.label)
     assert f"{SUBNET_OF_A} is held by node {a.label}" in overlaynet(lab, etcd, *reserve), "as long as its lease lasts"
     with pinging(in_a, in_b), contextlib.ExitStack() as captures:
@@ -183,7 +178,7 @@ def test_a_node_whose_lease_has_ended_gives_way_to_the_one_that_its_subnet_is_re
             c.start_overlaynet(store(etcd))
             assert c.status()["subnets"] == [str(SUBNET_OF_A)]
             c.connect_containers()
-            wait_until(lambda: reaches(in_c, in_b), PATIENCE, "the new owner to be answered")
+            wait_until(lambda: in_c.reaches(in_b), PATIENCE, "the new owner to be answered")
         wait_for_tries(a)
         assert old_owner.running
         reach_etcd_again(a)

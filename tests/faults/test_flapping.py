@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from overlaynet.testing import namespaces
-from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.etcd import EtcdServer
-from overlaynet.testing.lab import NETWORK6, SWITCH_ADDRESS, SWITCH_ADDRESS6, Host, Lab, wait_until
+from overlaynet.testing.lab import NETWORK6, SWITCH_ADDRESS, SWITCH_ADDRESS6, Lab, wait_until
+from tests.faults.picture import picture
 from tests.faults.processor import cpu_seconds
 
 PATIENCE = 30.0
@@ -32,11 +32,6 @@ def lab(backend: str, dual: bool) -> Iterator[Lab]:
 def etcd(lab: Lab) -> Iterator[EtcdServer]:
     with EtcdServer(str(SWITCH_ADDRESS.ip), network_namespace=lab.switch.name) as server:
         yield server
-
-
-def daemon_of(host: Host) -> DaemonProcess:
-    assert host.daemon is not None
-    return host.daemon
 
 
 def requests(etcd: EtcdServer) -> int:
@@ -61,26 +56,6 @@ def writes(etcd: EtcdServer) -> int:
     return int(answer["header"]["revision"])
 
 
-def picture(host: Host) -> dict[str, Any]:
-    """What is to be again as it was."""
-    status = host.status()
-    packets: Any = status["packets"]
-    return {
-        **{name: status[name] for name in ("subnets", "public_ipv4", "public_ipv6", "mtu", "problems", "ready")},
-        "peers": {subnet: peer["address"] for subnet, peer in packets["peers"].items()},
-        "routes": sorted(
-            (route["type"], route["dst"], route.get("dev"), route.get("gateway"), route.get("metric"))
-            for version in ("-4", "-6")
-            for route in host.namespace.ip_json(version, "route", "show")
-        ),
-        "addresses": sorted(
-            (link["ifname"], link["mtu"], "UP" in link["flags"], entry["local"], entry.get("tentative", False))
-            for link in host.namespace.ip_json("address", "show")
-            for entry in link["addr_info"]
-        ),
-    }
-
-
 @pytest.mark.parametrize(
     ("backend", "dual"),
     [("host-gw", False), ("udp", True), ("vxlan", True)],
@@ -101,18 +76,13 @@ def test_ten_quick_flaps_leave_all_as_it_was_and_the_node_idle(lab: Lab, etcd: E
         host.start_overlaynet(["--store", "etcd", "--etcd-endpoints", etcd.endpoint])
         host.connect_containers()
     lab.wait_until_acquainted()
-    command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
-    container = lab.containers[0].namespace
-
-    def reaches() -> bool:
-        return container.execute(command, check=False).returncode == 0
-
-    wait_until(reaches, PATIENCE, "a ping to arrive")
+    near, far = lab.containers
+    wait_until(lambda: near.reaches(far), PATIENCE, "a ping to arrive")
     time.sleep(2)  # what the start has set off
     begun = time.monotonic()
     before, written, asked = picture(a), writes(etcd), requests(etcd)
-    lines, lines_of_peer = len(daemon_of(a).records), len(daemon_of(b).records)
-    with container.popen(["ping", "-n", "-q", "-i", "0.002", str(lab.containers[1].ip)], stdout=-3) as load:
+    lines, lines_of_peer = len(a.daemon.records), len(b.daemon.records)
+    with near.namespace.popen(["ping", "-n", "-q", "-i", "0.002", str(far.ip)], stdout=-3) as load:
         for _ in range(FLAPS):
             a.namespace.ip("link set eth0 down")
             time.sleep(0.1)
@@ -123,20 +93,20 @@ def test_ten_quick_flaps_leave_all_as_it_was_and_the_node_idle(lab: Lab, etcd: E
             )
             time.sleep(0.1)
         wait_until(lambda: picture(a) == before, PATIENCE, "all to be as it was")
-        wait_until(reaches, PATIENCE, "a ping to arrive")
+        wait_until(lambda: near.reaches(far), PATIENCE, "a ping to arrive")
         load.kill()
     time.sleep(2)
-    told = [record["message"] for record in daemon_of(a).records[lines:]]
+    told = [record["message"] for record in a.daemon.records[lines:]]
     assert len(told) <= LINES_PER_SECOND * (time.monotonic() - begun), told
     assert set(told) <= {"degraded", "still degraded", "recovered", "peer not reachable", "routes changed"}
     assert writes(etcd) == written, "nothing has changed for anybody"
     assert requests(etcd) - asked < 20
-    assert daemon_of(b).records[lines_of_peer:] == []
+    assert b.daemon.records[lines_of_peer:] == []
     # And nothing goes on.
-    lines, asked, used, began = len(daemon_of(a).records), requests(etcd), cpu_seconds(daemon_of(a)), time.monotonic()
+    lines, asked, used, began = len(a.daemon.records), requests(etcd), cpu_seconds(a.daemon), time.monotonic()
     time.sleep(2)
-    assert cpu_seconds(daemon_of(a)) - used < (time.monotonic() - began) / 2, "a busy loop takes a whole core"
+    assert cpu_seconds(a.daemon) - used < (time.monotonic() - began) / 2, "a busy loop takes a whole core"
     assert requests(etcd) - asked < 5
-    assert len(daemon_of(a).records) == lines
+    assert len(a.daemon.records) == lines
     assert picture(a) == before
-    assert reaches()
+    assert near.reaches(far)

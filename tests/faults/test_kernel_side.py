@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from overlaynet.testing.lab import SWITCH_ADDRESS, DaemonProcess, Host, Lab, wait_until
+from overlaynet.testing.lab import SWITCH_ADDRESS, Host, Lab, wait_until
 from tests.faults.processor import does_not_spin
 
 A_IS_MOVED_TO = IPv4Interface("172.16.130.77/24")
@@ -28,19 +28,8 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def daemon_of(host: Host) -> DaemonProcess:
-    assert host.daemon is not None
-    return host.daemon
-
-
-def reaches(lab: Lab) -> bool:
-    """True if a ping goes from the first container to the second, and comes back."""
-    command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
-    return lab.containers[0].namespace.execute(command, check=False, timeout=PATIENCE).returncode == 0
-
-
 def wait_for_traffic(lab: Lab) -> None:
-    wait_until(lambda: reaches(lab), PATIENCE, "a ping to arrive")
+    wait_until(lambda: lab.containers[0].reaches(lab.containers[1]), PATIENCE, "a ping to arrive")
 
 
 def routes(host: Host) -> list[tuple[str, str, str | None]]:
@@ -49,7 +38,7 @@ def routes(host: Host) -> list[tuple[str, str, str | None]]:
 
 
 def said(host: Host, message: str) -> list[dict[str, Any]]:
-    return [record for record in daemon_of(host).records if record["message"] == message]
+    return [record for record in host.daemon.records if record["message"] == message]
 
 
 def problems(host: Host) -> dict[str, str]:
@@ -82,22 +71,22 @@ def test_a_lost_device_is_made_again_with_its_lease_peers_and_routes(lab: Lab, c
         before[name] for name in ("subnets", "peers", "mtu")
     ]
     assert problems(host) == {}
-    assert does_not_spin(daemon_of(host))
+    assert does_not_spin(host.daemon)
     assert not said(host, "packet engine failed")
 
 
 def test_a_device_whose_name_is_taken_meanwhile_is_reported_and_made_when_the_name_is_free(lab: Lab) -> None:
     host = lab.hosts[0]
-    os.kill(daemon_of(host).pid, signal.SIGSTOP)  # or it would have the name again before anyone else
+    os.kill(host.daemon.pid, signal.SIGSTOP)  # or it would have the name again before anyone else
     try:
         host.namespace.ip("link delete overlay0", "link add overlay0 type bridge", "link set overlay0 up")
     finally:
-        os.kill(daemon_of(host).pid, signal.SIGCONT)
+        os.kill(host.daemon.pid, signal.SIGCONT)
     wait_until(lambda: "backend" in problems(host), PATIENCE, "the daemon to say so")
     assert "the device name overlay0 is taken by another interface (bridge)" in problems(host)["backend"]
     assert said(host, "degraded")[0]["part"] == "backend"
     wait_until(lambda: routes(host) == OVERLAY_ROUTES[1:], PATIENCE, "no route to lead to the other's interface")
-    assert does_not_spin(daemon_of(host))
+    assert does_not_spin(host.daemon)
     # Peers that come meanwhile are known afterwards.
     third = lab.hosts[2]
     third.start_overlaynet(lab.file_store)
@@ -107,10 +96,8 @@ def test_a_device_whose_name_is_taken_meanwhile_is_reported_and_made_when_the_na
     assert len(said(host, "device lost")) == len(said(host, "device made again")) == 1
     wait_until(lambda: routes(host) == OVERLAY_ROUTES, PATIENCE, "the routes, a moment after the device")
     wait_for_traffic(lab)
-    address = str(third.containers[0].ip)
-    command = ["ping", "-n", "-c", "1", "-W", "1", address]
-    container = lab.containers[0].namespace
-    wait_until(lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "the third host to answer")
+    near, far = lab.containers[0], third.containers[0]
+    wait_until(lambda: near.reaches(far), PATIENCE, "the third host to answer")
 
 
 def test_a_route_of_somebody_else_in_the_place_of_ours_is_reported_until_it_is_gone(lab: Lab) -> None:
@@ -119,7 +106,7 @@ def test_a_route_of_somebody_else_in_the_place_of_ours_is_reported_until_it_is_g
     wait_until(lambda: "routes" in problems(host), PATIENCE, "the daemon to say so")
     assert "because there is 10.244.0.0/16 dev eth0" in problems(host)["routes"]
     assert "remove it with `ip route del" in problems(host)["routes"]
-    assert does_not_spin(daemon_of(host))
+    assert does_not_spin(host.daemon)
     host.namespace.ip("route delete 10.244.0.0/16 dev eth0")
     wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
     assert routes(host) == OVERLAY_ROUTES
@@ -129,17 +116,17 @@ def test_a_route_of_somebody_else_in_the_place_of_ours_is_reported_until_it_is_g
 def test_forwarding_switched_off_is_said_and_said_when_it_is_on_again(lab: Lab) -> None:
     host = lab.hosts[0]
     host.namespace.set_sysctl("net.ipv4.ip_forward", 0)
-    record = daemon_of(host).wait_for("this host does not forward containers' packets", PATIENCE)
+    record = host.daemon.wait_for("this host does not forward containers' packets", PATIENCE)
     assert record["hint"] == "sysctl net.ipv4.ip_forward=1"
     host.namespace.set_sysctl("net.ipv4.ip_forward", 1)
-    daemon_of(host).wait_for("this host forwards containers' packets again", PATIENCE)
+    host.daemon.wait_for("this host forwards containers' packets again", PATIENCE)
     wait_for_traffic(lab)
 
 
 def test_a_parameter_that_no_event_tells_of_is_found_by_the_audit(lab: Lab) -> None:
     host = lab.hosts[0]
     host.namespace.set_sysctl("net.ipv4.conf.overlay0.accept_local", 0)
-    daemon_of(host).wait_for("device mended", 60)
+    host.daemon.wait_for("device mended", 60)
     assert [record["mended"] for record in said(host, "device mended")] == ["accept_local"]
     assert host.namespace.execute(["sysctl", "-n", "net.ipv4.conf.overlay0.accept_local"]).stdout.strip() == "1"
 
@@ -151,12 +138,9 @@ def test_ipv6_switched_off_on_the_device_is_switched_on_again() -> None:
             host.connect_containers()
         host = lab.hosts[0]
         host.namespace.set_sysctl("net.ipv6.conf.overlay0.disable_ipv6", 1)
-        daemon_of(host).wait_for("device mended", PATIENCE)
-        command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip6)]
-        container = lab.containers[0].namespace
-        wait_until(
-            lambda: container.execute(command, check=False).returncode == 0, PATIENCE, "a ping by IPv6 to arrive"
-        )
+        host.daemon.wait_for("device mended", PATIENCE)
+        near, far = lab.containers
+        wait_until(lambda: near.reaches(far, version=6), PATIENCE, "a ping by IPv6 to arrive")
         wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
         assert [record["mended"] for record in said(host, "device mended")] == ["disable_ipv6, addresses"]
 
@@ -169,7 +153,7 @@ def test_an_underlay_that_is_switched_off_and_on_is_survived_under_load(lab: Lab
         wait_until(lambda: "underlay" in problems(host), PATIENCE, "the daemon to say so")
         assert "the interface eth0 is down; bring it up" in problems(host)["underlay"]
         wait_until(lambda: drops(host)["send_unreachable"] > 100, PATIENCE, "packets to be counted")
-        assert does_not_spin(daemon_of(host))
+        assert does_not_spin(host.daemon)
         assert routes(host) == OVERLAY_ROUTES
         host.namespace.ip("link set eth0 up")
         wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
@@ -190,7 +174,7 @@ def test_an_underlay_interface_that_is_deleted_and_made_again_is_survived(lab: L
     # A look that began before the deletion may find another reason first.
     missing = "there is no interface eth0"
     wait_until(lambda: missing in problems(host).get("underlay", ""), PATIENCE, "the daemon to say so")
-    assert does_not_spin(daemon_of(host))
+    assert does_not_spin(host.daemon)
     host.plug_in()
     wait_until(lambda: problems(host) == {}, PATIENCE, "the daemon to recover")
     wait_for_traffic(lab)
@@ -220,12 +204,12 @@ def test_another_address_is_published_and_peers_follow(lab: Lab, add_first: bool
     a.namespace.ip(*((add, remove) if add_first else (remove, add)))
     a.namespace.ip(f"route replace default via {SWITCH_ADDRESS.ip}")
     wait_until(lambda: a.status()["public_ipv4"] == str(A_IS_MOVED_TO.ip), PATIENCE, "the new address to be published")
-    record = daemon_of(b).wait_for("peer changed", PATIENCE)
+    record = b.daemon.wait_for("peer changed", PATIENCE)
     assert record["address"] == str(A_IS_MOVED_TO.ip)
     wait_for_traffic(lab)
     assert a.status()["subnets"] == subnets
     assert problems(a) == problems(b) == {}
-    assert daemon_of(a).stop() == 0
+    assert a.daemon.stop() == 0
 
 
 def test_an_address_that_is_added_is_no_reason_to_move() -> None:
@@ -247,11 +231,11 @@ def test_an_address_that_is_added_is_no_reason_to_move() -> None:
 
 def test_a_public_address_given_by_hand_stays_as_given(lab: Lab) -> None:
     host = lab.hosts[0]
-    daemon_of(host).stop()
+    host.daemon.stop()
     host.start_overlaynet(lab.file_store, ["--public-ip", "192.0.2.1"])
     host.namespace.ip(f"address add {A_IS_MOVED_TO} dev eth0", f"address delete {host.address} dev eth0")
     host.namespace.ip(f"address replace {A_IS_MOVED_TO} dev eth0")
-    daemon_of(host).wait_for("underlay changed", PATIENCE)
+    host.daemon.wait_for("underlay changed", PATIENCE)
     listening = host.namespace.execute(["ss", "-Hlun", "sport = :8285"]).stdout
     assert f"{A_IS_MOVED_TO.ip}:8285" in listening
     assert host.status()["public_ipv4"] == "192.0.2.1"

@@ -6,13 +6,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import pytest
 
-from overlaynet.testing.daemons import DaemonProcess
 from overlaynet.testing.lab import SWITCH_ADDRESS, Host, Lab, wait_until
+from tests.faults.picture import picture
 
 PATIENCE = 30.0
 DEFAULT_ROUTE = f"route replace default via {SWITCH_ADDRESS.ip}"
@@ -147,25 +146,15 @@ def lab(backend: str) -> Iterator[Lab]:
             host.start_overlaynet(lab.file_store, ["--backend", backend])
             host.connect_containers()
         lab.wait_until_acquainted()
-        wait_until(lambda: reaches(lab), PATIENCE, "a ping to arrive")
+        wait_until(lambda: lab.containers[0].reaches(lab.containers[1]), PATIENCE, "a ping to arrive")
         yield lab
-
-
-def daemon_of(host: Host) -> DaemonProcess:
-    assert host.daemon is not None
-    return host.daemon
-
-
-def reaches(lab: Lab) -> bool:
-    command = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
-    return lab.containers[0].namespace.execute(command, check=False).returncode == 0
 
 
 def lines(host: Host) -> list[str]:
     """All that the daemon has logged: messages, the part that a trouble is about, and what was mended."""
     return [
         " ".join([record["message"], *(record[field] for field in ("part", "mended") if field in record)])
-        for record in daemon_of(host).records
+        for record in host.daemon.records
     ]
 
 
@@ -178,28 +167,9 @@ def settle(host: Host) -> None:
             last, since = lines(host), time.monotonic()
 
 
-def picture(host: Host) -> dict[str, Any]:
-    """What is to be again as it was."""
-    status = host.status()
-    packets: Any = status["packets"]
-    return {
-        **{name: status[name] for name in ("subnets", "public_ipv4", "mtu", "problems", "ready", "device")},
-        "peers": {subnet: peer["address"] for subnet, peer in packets["peers"].items()},
-        "routes": sorted(
-            (route["type"], route["dst"], route.get("dev"), route.get("gateway"), route.get("metric"))
-            for route in host.namespace.ip_json("route", "show")
-        ),
-        "addresses": sorted(
-            (link["ifname"], link["mtu"], "UP" in link["flags"], entry["local"])
-            for link in host.namespace.ip_json("-4", "address", "show")
-            for entry in link["addr_info"]
-        ),
-    }
-
-
 def inject(host: Host, commands: Sequence[str | Callable[[Host], None]]) -> None:
     """Do all of it in one moment of the daemon's."""
-    os.kill(daemon_of(host).pid, signal.SIGSTOP)
+    os.kill(host.daemon.pid, signal.SIGSTOP)
     try:
         for command in commands:
             if isinstance(command, str):
@@ -207,7 +177,7 @@ def inject(host: Host, commands: Sequence[str | Callable[[Host], None]]) -> None
             else:
                 command(host)
     finally:
-        os.kill(daemon_of(host).pid, signal.SIGCONT)
+        os.kill(host.daemon.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("backend", FAULTS)
@@ -231,7 +201,7 @@ def test_each_change_in_the_kernel_is_mended_and_logged_once(lab: Lab, backend: 
             inject(host, fault.undo)
             wait_for(fault.told_then, f"the end of {name}")
         wait_until(lambda: picture(host) == before, PATIENCE, f"all to be as it was before {name}")
-        wait_until(lambda: reaches(lab), PATIENCE, f"a ping to arrive after {name}")
+        wait_until(lambda: lab.containers[0].reaches(lab.containers[1]), PATIENCE, f"a ping to arrive after {name}")
     settle(host)
     # The whole log shows what a line too many belongs to.
-    assert Counter(lines(host)[begun:]) - Counter(expected) == Counter(), "\n".join(daemon_of(host).log_lines())
+    assert Counter(lines(host)[begun:]) - Counter(expected) == Counter(), "\n".join(host.daemon.log_lines())

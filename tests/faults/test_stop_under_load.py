@@ -22,7 +22,6 @@ def received(host: Host) -> int:
 def stop(host: Host) -> float:
     """Stop the host's daemon, look at what it leaves, and return how many seconds it took to stop."""
     daemon = host.daemon
-    assert daemon is not None
     began = time.monotonic()
     assert daemon.stop(30) == 0
     took = time.monotonic() - began

@@ -131,12 +131,7 @@ def wait_for_journal(machine: SystemdMachine, text: str) -> None:
 
 def wait_for_traffic(lab: Lab) -> None:
     for source, destination in (lab.containers, reversed(lab.containers)):
-        command = ["ping", "-n", "-c", "1", "-W", "1", str(destination.ip)]
-        wait_until(
-            lambda s=source, c=command: s.namespace.execute(c, check=False).returncode == 0,  # type: ignore[misc]
-            PATIENCE,
-            "a ping to arrive",
-        )
+        wait_until(lambda s=source, d=destination: s.reaches(d), PATIENCE, "a ping to arrive")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("backend", ["udp", "vxlan", "host-gw"])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from overlaynet.testing.etcd import EtcdServer
-from overlaynet.testing.lab import NETWORK, SWITCH_ADDRESS, DaemonProcess, Host, Lab, wait_until
+from overlaynet.testing.lab import NETWORK, SWITCH_ADDRESS, Host, Lab, wait_until
 from tests.faults.processor import cpu_seconds
 from tests.faults.wall_clock import WallClock
 
@@ -47,11 +47,6 @@ def overlaynet(*arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-P", "-m", "overlaynet", *arguments]
 
 
-def daemon_of(host: Host) -> DaemonProcess:
-    assert host.daemon is not None
-    return host.daemon
-
-
 def subnet_of(host: Host) -> str:
     """What the status says."""
     subnets: Any = host.status()["subnets"]
@@ -59,12 +54,12 @@ def subnet_of(host: Host) -> str:
 
 
 def renewals(host: Host) -> int:
-    return len([record for record in daemon_of(host).records if record["message"] == "lease renewed"])
+    return len([record for record in host.daemon.records if record["message"] == "lease renewed"])
 
 
 def is_told(host: Host, step: float) -> bool:
     """True if the last line of the daemon's log has about this time."""
-    told = datetime.datetime.fromisoformat(daemon_of(host).records[-1]["time"])
+    told = datetime.datetime.fromisoformat(host.daemon.records[-1]["time"])
     right = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=step)
     return abs(told - right) < datetime.timedelta(seconds=PATIENCE)
 
@@ -72,7 +67,7 @@ def is_told(host: Host, step: float) -> bool:
 def complaints(hosts: list[Host]) -> list[dict[str, Any]]:
     """What the logs say of anything that is not as it was, or should be."""
     expected = ("lease renewed", "peer added")
-    after_start = [record for host in hosts for record in _since_ready(daemon_of(host).records)]
+    after_start = [record for host in hosts for record in _since_ready(host.daemon.records)]
     return [record for record in after_start if record["level"] != "info" or record["message"] not in expected]
 
 
@@ -120,22 +115,19 @@ def test_a_wall_clock_that_is_set_under_running_daemons_changes_nothing(
     lab.wait_until_acquainted()
     for host in (a, b):
         host.connect_containers()
-    ping = ["ping", "-n", "-c", "1", "-W", "1", str(lab.containers[1].ip)]
-    wait_until(
-        lambda: lab.containers[0].namespace.execute(ping, check=False).returncode == 0, PATIENCE, "a ping to arrive"
-    )
+    wait_until(lambda: lab.containers[0].reaches(lab.containers[1]), PATIENCE, "a ping to arrive")
     running, leased = [a, b], dict(SUBNETS)
     with pinging(lab):
         for step in (DAY, -DAY):
             wall_clock.set(step)
-            began, cpu, before = time.monotonic(), cpu_seconds(daemon_of(a)), [renewals(a), renewals(b)]
+            began, cpu, before = time.monotonic(), cpu_seconds(a.daemon), [renewals(a), renewals(b)]
             wait_until(lambda: is_told(a, step), PATIENCE, "the daemon to go by the clock")  # noqa: B023 - awaited at once
             for host, count in zip((a, b), before, strict=True):
                 wait_until(lambda: renewals(host) >= count + 2, PATIENCE, "renewals")  # noqa: B023
             took = time.monotonic() - began
             assert renewals(a) - before[0] <= took / (TTL / 3) + 2, "no more than before"
-            assert cpu_seconds(daemon_of(a)) - cpu < took / 2, "it does not spin"
-            if c.daemon is None:
+            assert cpu_seconds(a.daemon) - cpu < took / 2, "it does not spin"
+            if not c.daemons:
                 with wall_clock.shown():
                     c.start_overlaynet(store)
                 leased[c.label] = subnet_of(c)
@@ -150,4 +142,4 @@ def test_a_wall_clock_that_is_set_under_running_daemons_changes_nothing(
             with wall_clock.shown():
                 check_leases(a, store, leased)
     assert complaints(running) == []
-    assert all(daemon_of(host).running for host in running)
+    assert all(host.daemon.running for host in running)

@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
 def host(lab: Lab) -> Iterator[Host]:
     (host,) = lab.hosts
     yield host
-    assert host.daemon is None or not host.daemon.running
+    assert not host.running
     assert "overlay0" not in [link["ifname"] for link in host.namespace.ip_json("link", "show")]
     assert host.namespace.ip_json("route", "show", "proto", "82") == [], "no route was left"
     assert not host.subnet_file.exists()

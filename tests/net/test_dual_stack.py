@@ -157,7 +157,6 @@ def test_status_and_log_tell_all_addresses(lab: Lab, plan: Plan) -> None:
         assert isinstance(packets, dict)
         reached = other.address.ip if 4 in plan.outer else other.address6.ip
         assert [peer["address"] for peer in packets["peers"].values()] == [str(reached)]
-        assert host.daemon is not None
         assert not [record for record in host.daemon.records if record["level"] in ("warning", "error")]
         assert packets["engine"] == plan.engine
 
@@ -279,7 +278,6 @@ def test_while_the_daemon_is_down_nothing_of_either_version_leaves_by_the_defaul
     with plan.lab() as lab:
         start(lab, plan)
         host, target = lab.hosts[0], lab.containers[1]
-        assert host.daemon is not None
         with Capture({"underlay": (host.namespace, "eth0")}) as capture:
             host.daemon.kill()
             wait_until(lambda: "overlay0" not in host.namespace.execute(["ip", "link"]).stdout, 10, "the device to go")
@@ -317,12 +315,10 @@ def test_hosts_without_a_version_in_common_say_so_and_the_others_go_on() -> None
         for version in (4, 6):
             assert told(four.containers[0], address(six.containers[0], version)) == "ENETUNREACH"
         for host, other, lacking in ((four, six, "IPv4"), (six, four, "IPv6")):
-            assert host.daemon is not None
             reported = [record for record in host.daemon.records if record["message"] == "peer not reachable"]
             assert [(record["reason"], str(other.containers[0].ip) in str(record)) for record in reported] == [
                 (f"it has no {lacking} address", False)
             ]
-        assert both.daemon is not None
         assert not [record for record in both.daemon.records if record["level"] in ("warning", "error")]
         # The one with IPv4 alone has room for more.
         mtus = [host.status()["mtu"] for host in lab.hosts]
@@ -377,7 +373,6 @@ def test_an_overlay_of_ipv6_alone_on_an_etcd_that_is_reached_by_ipv6() -> None:
         assert "fd00:10:244:2::/64" in listed
         # A restart finds its lease again.
         host = lab.hosts[0]
-        assert host.daemon is not None
         host.daemon.kill()
         host.subnet_file.unlink()
         host.start_overlaynet(store)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from overlaynet.testing.lab import Container, Host, Lab, wait_until
+from overlaynet.testing.lab import Host, Lab, wait_until
 
 RECEIVER = """
 import socket
@@ -44,12 +44,7 @@ def start_all(lab: Lab, backend: str) -> None:
     lab.wait_until_acquainted()
     for source in lab.containers:
         for destination in lab.containers:
-            wait_until(lambda s=source, d=destination: reaches(s, d), 20, "a ping to arrive")  # type: ignore[misc]
-
-
-def reaches(source: Container, destination: Container, *arguments: str) -> bool:
-    command = ["ping", "-n", "-c", "1", "-W", "2", *arguments, str(destination.ip)]
-    return source.namespace.execute(command, check=False, timeout=20).returncode == 0
+            wait_until(lambda s=source, d=destination: s.reaches(d), 20, "a ping to arrive")  # type: ignore[misc]
 
 
 def link(host: Host, name: str = "overlay0") -> Any:
@@ -73,21 +68,19 @@ def test_containers_reach_each_other_and_a_node_that_leaves_is_forgotten(lab: La
     a, _, c = lab.hosts
     assert f"FLANNEL_MTU={mtu}\n" in a.subnet_file.read_text()
     first, second, _ = lab.containers
-    assert reaches(first, second, "-M", "do", "-s", str(mtu - 28)), "a packet of the MTU passes"
-    assert reaches(first, second, "-s", "6000"), "fragments, too"
+    assert first.reaches(second, "-M", "do", "-s", str(mtu - 28)), "a packet of the MTU passes"
+    assert first.reaches(second, "-s", "6000"), "fragments, too"
     receiver = second.namespace.popen(["python3", "-c", RECEIVER], stdout=-1)
     assert receiver.stdout is not None
     assert receiver.stdout.readline() == b"listening\n"
     first.namespace.execute(["python3", "-c", SENDER, str(second.ip)], timeout=60)
     assert receiver.stdout.read() == b"5000000\n"
     assert routes(a).keys() == {"10.244.2.0/24", "10.244.3.0/24"}
-    assert c.daemon is not None
     assert c.daemon.stop() == 0
     start(c, backend, "--release-on-stop")
     assert c.daemon.stop() == 0
     wait_until(lambda: routes(a).keys() == {"10.244.2.0/24"}, 20, "the node that left to be forgotten")
     assert set(a.status()["packets"]["peers"]) == {"10.244.2.0/24"}  # type: ignore[index, arg-type, call-overload]
-    assert a.daemon is not None
     assert not [record for record in a.daemon.records if record["level"] in ("warning", "error")]
 
 
@@ -107,21 +100,19 @@ def test_a_crash_stops_no_traffic_and_a_restart_takes_over(lab: Lab, backend: st
     a, b, _ = lab.hosts
     first, second, _ = lab.containers
     before = link(a)
-    assert a.daemon is not None
     a.daemon.kill()
-    assert reaches(first, second)
-    assert reaches(second, first)
+    assert first.reaches(second)
+    assert second.reaches(first)
     start(a, backend)
     assert link(a) == before, "the same device, with the same hardware address"
-    wait_until(lambda: reaches(second, first), 20, "a ping to arrive")
+    wait_until(lambda: second.reaches(first), 20, "a ping to arrive")
     assert a.daemon.stop() == 0
     assert link(a) is None
     assert routes(a) == {}, "only the backstop stays"
-    assert not reaches(first, second)
+    assert not first.reaches(second)
     start(a, backend)
     assert (before and before["address"]) == (link(a) and link(a)["address"])
-    wait_until(lambda: reaches(second, first), 20, "a ping to arrive")
-    assert b.daemon is not None
+    wait_until(lambda: second.reaches(first), 20, "a ping to arrive")
     assert "peer changed" not in b.daemon.log
 
 
@@ -130,16 +121,16 @@ def test_what_is_deleted_from_the_kernel_comes_back(lab: Lab) -> None:
     a, b, _ = lab.hosts
     first, second, _ = lab.containers
     a.namespace.ip("link delete overlay0")
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive through a new device")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive through a new device")
     a.namespace.ip("link set overlay0 down")
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive through the device that was set down")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive through the device that was set down")
     address = link(b)["address"]
     a.namespace.execute(["bridge", "fdb", "del", address, "dev", "overlay0", "self"])
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new forwarding entry, before the audit")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive by a new forwarding entry, before the audit")
     a.namespace.ip("neighbour del 10.244.2.0 dev overlay0")
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new neighbour entry, before the audit")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive by a new neighbour entry, before the audit")
     a.namespace.ip("route delete 10.244.2.0/24")
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive by a new route")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive by a new route")
 
 
 @pytest.mark.parametrize(("backend", "headers"), [("vxlan", 50), ("host-gw", 0)])
@@ -151,10 +142,9 @@ def test_another_address_and_mtu_of_the_underlay_are_followed(lab: Lab, backend:
     a.namespace.ip("address flush dev eth0", "address add 172.16.130.77/24 dev eth0", "link set eth0 mtu 1400")
     wait_until(lambda: a.status()["public_ipv4"] == "172.16.130.77", 20, "the new address to be published")
     wait_until(lambda: f"FLANNEL_MTU={1400 - headers}\n" in a.subnet_file.read_text(), 20, "the subnet file to follow")
-    wait_until(lambda: reaches(first, second), 20, "a ping to arrive")
-    wait_until(lambda: reaches(second, first), 20, "a ping to arrive")
+    wait_until(lambda: first.reaches(second), 20, "a ping to arrive")
+    wait_until(lambda: second.reaches(first), 20, "a ping to arrive")
     wait_until(lambda: a.status()["problems"] == {}, 20, "the daemon to recover")
-    assert b.daemon is not None
     assert b.daemon.wait_for("peer changed")["address"] == "172.16.130.77"
     assert (before and before["address"]) == (link(a) and link(a)["address"]), "the peers know the hardware address"
 
@@ -176,7 +166,6 @@ def test_cleanup_removes_what_a_crash_left_but_not_under_a_running_daemon(lab: L
     refused = a.namespace.execute(command, check=False)
     assert refused.returncode == 1
     assert f"the device {name} exists, so its daemon seems to run; stop it first" in refused.stderr
-    assert a.daemon is not None
     a.daemon.kill()
     assert routes(a) != {}
     for _ in range(2):

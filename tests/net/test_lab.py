@@ -26,7 +26,7 @@ from overlaynet.errors import OverlaynetError
 from overlaynet.testing import namespaces
 from overlaynet.testing.capture import Capture, Packet
 from overlaynet.testing.etcd import EtcdServer
-from overlaynet.testing.lab import Lab, standing, take_down, wait_until
+from overlaynet.testing.lab import NETWORK6, Lab, standing, take_down, wait_until
 from overlaynet.testing.namespaces import NamespaceError, NetworkNamespace, requirements
 from overlaynet.testing.packets import ICMP, UDP
 
@@ -446,8 +446,30 @@ class TestLab:
             assert host.containers[0].ip == IPv4Address("10.244.8.96")
             host.containers[0].namespace.execute(["ping", "-c", "1", "-W", "5", "10.244.8.1"])
 
+    def test_containers_reach_each_other_once_there_is_an_overlay(self) -> None:
+        with Lab(overlay6=NETWORK6, hosts=2) as lab:
+            near, far = lab.containers
+            with pytest.raises(OverlaynetError, match="container-b is not plugged in yet"):
+                near.reaches(far)
+            for host in lab.hosts:
+                host.start_overlaynet(lab.file_store)
+                host.connect_containers()
+            lab.wait_until_acquainted()
+            for version in (4, 6):
+                wait_until(lambda v=version: near.reaches(far, version=v), 20, "a ping to arrive")  # type: ignore[misc]
+            assert not near.reaches(far, "-M", "do", "-s", "1473"), "more than the MTU"
+            lab.hosts[1].daemon.stop()
+            assert not near.reaches(far)
+
 
 class TestDaemonProcess:
+    def test_a_host_without_a_daemon_says_so(self) -> None:
+        with Lab(hosts=1) as lab:
+            (host,) = lab.hosts
+            assert (host.daemons, host.running) == ([], False)
+            with pytest.raises(OverlaynetError, match=r"host-a has had no daemon yet: call its start_overlaynet\(\)"):
+                host.daemon.stop()
+
     def test_a_daemon_is_started_watched_and_stopped(self) -> None:
         with Lab() as lab:
             first, second = lab.hosts
@@ -457,11 +479,11 @@ class TestDaemonProcess:
             assert first.status()["subnets"] == ["10.244.1.0/24"]
             assert second.status()["subnets"] == ["10.244.2.0/24"]
             daemon = first.daemon
-            assert daemon is not None
             assert daemon.wait_for("lease acquired")["subnet"] == "10.244.1.0/24"
             assert daemon.running
             assert daemon.exit_status is None
             assert any("info: ready  subnet=10.244.1.0/24" in line for line in daemon.log_lines())
+            assert (first.daemons, first.running) == ([daemon], True)
             with pytest.raises(OverlaynetError, match="overlaynet runs on host-a already"):
                 first.start_overlaynet(lab.file_store)
             assert daemon.stop() == 0

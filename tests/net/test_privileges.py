@@ -133,12 +133,7 @@ def test_an_unprivileged_user_with_one_capability_can_run_it(tmp_path: Path) -> 
             host.connect_containers()
         assert manager.recv(1000).decode().splitlines()[0] == "READY=1"
         for source, destination in (lab.containers, reversed(lab.containers)):
-            ping = ["ping", "-n", "-c", "1", "-W", "1", str(destination.ip)]
-            wait_until(
-                lambda s=source, p=ping: s.namespace.execute(p, check=False).returncode == 0,  # type: ignore[misc]
-                30,
-                "a ping to arrive",
-            )
+            wait_until(lambda s=source, d=destination: s.reaches(d), 30, "a ping to arrive")  # type: ignore[misc]
 
         daemon, home = daemons[0], tmp_path / lab.hosts[0].label
         sets = capabilities(daemon.pid)

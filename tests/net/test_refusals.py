@@ -45,7 +45,6 @@ class Refused:
 
     @property
     def daemon(self) -> DaemonProcess:
-        assert self.host.daemon is not None
         return self.host.daemon
 
     def start(self, *, store: list[str | Path] | None = None) -> DaemonProcess:
@@ -61,7 +60,7 @@ class Refused:
             process = host.namespace.popen(
                 command, stdout=log, stderr=log, env={**environment, **self.refusals.environment}
             )
-        host.daemon = DaemonProcess(host.label, process, log_file, host.subnet_file)
+        host.daemons.append(DaemonProcess(host.label, process, log_file, host.subnet_file))
         return host.daemon
 
     def packets(self) -> dict[str, Any]:
@@ -127,10 +126,7 @@ class Refused:
 
     def reaches(self) -> bool:
         near, far = self.lab.containers
-        return all(
-            near.namespace.execute(["ping", "-n", "-c", "1", "-W", "1", str(address)], check=False).returncode == 0
-            for address in (far.ip, far.ip6)
-        )
+        return all(near.reaches(far, version=version) for version in (4, 6))
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,5 @@ def test_containers_reach_each_other_by_ping_and_tcp(
         packets = host.status()["packets"]
         assert isinstance(packets, dict)
         assert packets["drops"] == {}
-        assert host.daemon is not None
         assert host.daemon.stop() == 0
         assert host.namespace.ip_json("link", "show", "type", "tun") == []

@@ -1,0 +1,28 @@
+"""What a host looks like, to be compared with what it looks like later."""
+
+from typing import Any
+
+from overlaynet.testing.lab import Host
+
+
+def picture(host: Host) -> dict[str, Any]:
+    """What is to be again as it was."""
+    status = host.status()
+    packets: Any = status["packets"]
+    return {
+        **{
+            name: status[name]
+            for name in ("subnets", "public_ipv4", "public_ipv6", "mtu", "problems", "ready", "device")
+        },
+        "peers": {subnet: peer["address"] for subnet, peer in packets["peers"].items()},
+        "routes": sorted(
+            (route["type"], route["dst"], route.get("dev"), route.get("gateway"), route.get("metric"))
+            for version in ("-4", "-6")
+            for route in host.namespace.ip_json(version, "route", "show")
+        ),
+        "addresses": sorted(
+            (link["ifname"], link["mtu"], "UP" in link["flags"], entry["local"], entry.get("tentative", False))
+            for link in host.namespace.ip_json("address", "show")
+            for entry in link["addr_info"]
+        ),
+    }
