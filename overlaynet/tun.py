@@ -32,8 +32,9 @@ _REQUEST = struct.Struct("16sH22x")
 """``struct ifreq``: a name and flags."""
 
 GRO_FLUSH_TIMEOUT = 50_000
-"""Nanoseconds for which a device with GRO keeps a packet, at most, to join the next ones to it."""
+"""Nanoseconds for which a device with GRO waits for one more packet before it hands on what it has joined."""
 INTERFACES = Path("/sys/class/net")
+"""Where the kernel shows its interfaces (sysfs(5))."""
 
 
 class DeviceNameTaken(Exception):
@@ -120,9 +121,10 @@ def open_tun(name: str, *, offload_header: bool = False, several_queues: bool = 
 def start_gro(name: str, descriptor: int) -> None:
     """Have a device join TCP segments that are written to it one after another, so that they are one packet's work to the host.
 
-    The kernel does so by its own rules: segments of one flow that follow on each other and whose checksums are right; who
-    gets what was joined, or routes cut it up again, sees the same stream. A packet waits for the next one for
-    :data:`GRO_FLUSH_TIMEOUT` at most (Linux, Documentation/networking/napi.rst). Idempotent.
+    The kernel does so by its own rules: segments of one flow that follow on each other and whose checksums are right; where
+    what was joined is too large for its way, the same segments are cut out of it. A packet is handed on when none has come for
+    :data:`GRO_FLUSH_TIMEOUT`, and after a tick of the kernel's clock however many come (Linux,
+    Documentation/networking/napi.rst, and ``napi_gro_flush``). Idempotent.
 
     :raises OSError: ``ENOTSUP`` if the device was not made with ``gro``; ``ENODEV`` if ``/sys`` shows another network
         namespace; and as files there do, which belong to root.
