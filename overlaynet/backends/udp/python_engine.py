@@ -1,7 +1,8 @@
 """The engine in plain Python, in one thread.
 
-It makes one system call for each packet at the device. At the wire, packets of one size to one peer share a send, and what
-arrives together is received together, where the kernel can do that (``UDP_SEGMENT`` and ``UDP_GRO``, udp(7)).
+It makes one system call for each packet at the device, and leaves it to a device with GRO (:func:`overlaynet.tun.start_gro`)
+to join what is written. At the wire, packets of one size to one peer share a send, and what arrives together is received
+together, where the kernel can do that (``UDP_SEGMENT`` and ``UDP_GRO``, udp(7)).
 """
 
 from __future__ import annotations
