@@ -15,8 +15,8 @@ import attrs
 ROOT = Path(__file__).parents[2]
 _PACKAGE = ROOT / "overlaynet"
 _NATIVE = "backends/udp/_native"
-_SECONDS = 300
-"""For one run of pytest, all its tests together; they need a few."""
+_SECONDS, _SECONDS_WITHOUT = 300, 1500
+"""For one run of pytest, with a mutation, whose tests need a few, and without any, for the tests of all."""
 
 
 @attrs.frozen
@@ -106,7 +106,7 @@ def failures(mutation: Mutation | None, tests: Collection[str], directory: Path)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_SECONDS,
+        timeout=_SECONDS_WITHOUT if mutation is None else _SECONDS,
         check=False,
     )
     # 2 and above: interrupted, not found, nothing collected. 1 may also be a test that could not even begin.

@@ -46,7 +46,7 @@ def test_every_mutation_breaks_something_that_is_promised() -> None:
     assert max(Counter(mutation.name for mutation in ALL).values()) == 1, "two mutations have one name"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1530)
 def test_without_a_mutation_their_tests_pass(tmp_path: Path) -> None:
     tests = dict.fromkeys(test for mutation in CHOSEN for test in mutation.tests)
     failed, output = failures(None, tests, tmp_path)

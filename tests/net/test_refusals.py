@@ -159,6 +159,9 @@ def running(lab: Lab, library: Refusals, request: pytest.FixtureRequest) -> Iter
 def refused(running: Refused) -> Iterator[Refused]:
     """As it is in between: nothing is refused, and nothing fails any more."""
     assert all(state.startswith("on") for state in running.offloads().values())
+    wait_until(
+        lambda: running.said("offload failing") == running.said("offload works again"), PATIENCE, "the log to say so"
+    )
     wrong = running.wrong()
     yield running
     running.refusals.clear()

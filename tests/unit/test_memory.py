@@ -224,7 +224,8 @@ ALLOCATIONS = """
         told = ctypes.c_void_p(libc.fopen(file.encode(), b"w"))
         libc.malloc_info(0, told)
         libc.fclose(told)
-        libc.malloc(ctypes.c_size_t(LARGE))
+        for _ in range(100):  # more than fit into what is free in the heap
+            libc.malloc(ctypes.c_size_t(LARGE))
 """
 
 
@@ -242,4 +243,4 @@ def test_threads_share_an_arena_and_large_blocks_are_the_kernels_unless_the_envi
     if left_alone:
         assert (arenas > 1, mapped[1] - mapped[0]) == (True, 0)
     else:
-        assert (arenas, mapped[1] - mapped[0]) == (1, 1)
+        assert (arenas, mapped[1] - mapped[0] > 0) == (1, True)
