@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -63,11 +64,18 @@ class TunDevice:
             descriptors = open_queues(name, queues, offload_header=offload_header, gro=gro)
         except DeviceNameTaken as error:
             raise BackendError(await _who_has_the_name(name)) from error
+        completing = asyncio.ensure_future(
+            ask(lambda kernel: _complete(kernel, name, descriptors, ALIAS.format(backend), gro))
+        )
         try:
-            index, offload = await ask(lambda kernel: _complete(kernel, name, descriptors, ALIAS.format(backend), gro))
+            index, offload = await asyncio.shield(completing)
         except BaseException:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            try:
+                # While a thread asks the kernel about a queue, the device stays, even when the descriptor is closed.
+                await asyncio.wait({completing})
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
             raise
         return cls(name, descriptors, index, offload)
 

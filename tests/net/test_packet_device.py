@@ -2,8 +2,11 @@
 
 import asyncio
 import socket
+import threading
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
+from typing import Any
 
 import pytest
 
@@ -85,3 +88,27 @@ async def test_what_has_taken_the_name_as_soon_as_the_device_was_made_is_left_al
             await TunDevice.make("mine0", backend="mine")
         left = [link for link in namespace.ip_json("link", "show") if link["ifname"] == "mine0"]
         assert [link.get("ifalias") for link in left] == ([] if other == "none" else [None])
+
+
+async def test_a_device_that_was_to_be_made_is_gone_as_soon_as_that_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also while a thread asks the kernel about it, which keeps the device until it is answered."""
+    asking, answered = threading.Event(), threading.Event()
+    complete = tun_device._complete
+
+    def slow(*arguments: Any) -> Any:
+        asking.set()
+        time.sleep(0.5)
+        answered.set()
+        return complete(*arguments)
+
+    monkeypatch.setattr(tun_device, "_complete", slow)
+    with NetworkNamespace(label="device") as namespace, namespace.entered():
+        making = asyncio.create_task(TunDevice.make("mine0", backend="mine"))
+        await eventually(asking.is_set)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        assert answered.is_set()
+        assert [link["ifname"] for link in namespace.ip_json("link", "show")] == ["lo"]
