@@ -201,9 +201,8 @@ class SystemdMachine:
         assert process.stderr is not None
         if process.poll() is not None:
             raise OverlaynetError(f"the machine could not be made: {process.stderr.read().decode().strip()}")
-        with contextlib.suppress(
-            FileNotFoundError, ProcessLookupError
-        ):  # it has ended: before the file was opened, or after
+        # It may have ended: before the file was opened, or after.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             children = Path("/proc", str(process.pid), "task", str(process.pid), "children").read_text().split()
             for child in children:
                 if Path("/proc", child, "comm").read_text().strip() == "systemd":

@@ -90,9 +90,9 @@ def device_address(host: Host, family: socket.AddressFamily) -> str:
 
 
 def drops(host: Host) -> dict[str, int]:
-    """By reason; but for what the hosts themselves send to everybody, which has no route."""
     status: Any = host.status()["packets"]
-    return {reason: count for reason, count in status["drops"].items() if reason != "no_route"}
+    found: dict[str, int] = status["drops"]
+    return found
 
 
 @pytest.mark.parametrize("between", CASES, ids=lambda between: between.name)
@@ -101,4 +101,8 @@ def test_a_stream_with_more_headers_arrives_whole(lab: Lab, between: Between) ->
     sender, receiver = lab.hosts
     before = [drops(host) for host in lab.hosts]
     transfer(sender, receiver, device_address(receiver, between.family), between)
-    assert [drops(host) for host in lab.hosts] == before
+    for host, earlier in zip(lab.hosts, before, strict=True):
+        now = drops(host)
+        # What hosts themselves send to everybody, now and then, has no route; of the stream there are many more packets.
+        assert now["no_route"] - earlier["no_route"] < 5
+        assert now | {"no_route": 0} == earlier | {"no_route": 0}
