@@ -129,7 +129,7 @@ def start_gro(name: str, descriptor: int) -> None:
     :raises OSError: ``ENOTSUP`` if the device was not made with ``gro``; ``ENODEV`` if ``/sys`` shows another network
         namespace; and as files there do, which belong to root.
     """
-    _, flags = _REQUEST.unpack(fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size)))
+    _, flags = _name_and_flags(descriptor)
     if not flags & _IFF_NAPI:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     interface = INTERFACES / name
@@ -157,7 +157,7 @@ def _open_next_queue(name: str, first: int) -> int:
     """A further queue of the device that ``first`` belongs to. :raises OSError: if the kernel does not give one."""
     descriptor = os.open(_PATH, os.O_RDWR | os.O_NONBLOCK)
     try:
-        _, flags = _REQUEST.unpack(fcntl.ioctl(first, _TUNGETIFF, bytes(_REQUEST.size)))
+        _, flags = _name_and_flags(first)
         fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
     except OSError:
         os.close(descriptor)
@@ -168,11 +168,16 @@ def _open_next_queue(name: str, first: int) -> int:
 def _name_of(descriptor: int) -> str | None:
     """The name of the device that the descriptor belongs to; ``None`` if it is gone."""
     try:
-        name, _ = _REQUEST.unpack(fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size)))
+        name, _ = _name_and_flags(descriptor)
     except OSError:
         return None
-    decoded: str = name.rstrip(b"\0").decode()
-    return decoded
+    return name
+
+
+def _name_and_flags(descriptor: int) -> tuple[str, int]:
+    """Of the device that the descriptor belongs to. :raises OSError: if it is gone."""
+    name, flags = _REQUEST.unpack(fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size)))
+    return name.rstrip(b"\0").decode(), flags
 
 
 def _features(descriptor: int) -> int:

@@ -49,7 +49,7 @@ class TunDevice:
     async def make(
         cls, name: str, *, backend: str, queues: int = 1, offload_header: bool = False, gro: bool = False
     ) -> TunDevice:
-        """Make the device, which stays down. If this is cancelled, there is none.
+        """Make the device, which stays down. If this is cancelled, it ends once the kernel has answered, and there is none.
 
         :param backend: the name of the backend, which the device's alias tells everybody.
         :param queues: how many it has, if the kernel gives as many, each with a share of the packets. :meth:`read` and
